@@ -1,0 +1,1 @@
+//! Guest-physical memory: lazily mapped chunks, bounds-checked copies, the dirty log.

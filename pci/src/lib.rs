@@ -1,0 +1,1 @@
+//! PCI Express functions, configuration space, BARs, MSI-X and the bus.

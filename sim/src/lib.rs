@@ -1,0 +1,1 @@
+//! A domain without Xen, for tests and benchmarks.

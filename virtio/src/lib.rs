@@ -1,0 +1,1 @@
+//! Virtio over PCI: queues, the transport, one file per device.

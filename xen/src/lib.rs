@@ -1,0 +1,1 @@
+//! The Xen ABI, and a domain seen through it.
