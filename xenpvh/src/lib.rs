@@ -1,1 +1,11 @@
-//! The Xen PVH machine.
+//! The Xen PVH machine: a device model for one Xen PVH guest.
+//!
+//! The parts, from the command line to the answer of an ioreq; ARCHITECTURE.md tells how they fit.
+
+pub mod acpi;
+pub mod cli;
+pub mod ioreq;
+pub mod layout;
+pub mod logging;
+pub mod machine;
+pub mod survey;

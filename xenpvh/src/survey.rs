@@ -1,0 +1,96 @@
+//! Does the domain look as the command line says? Asked before anything is written to it.
+
+use std::io;
+
+use domain::{Domain, Gpa, PAGE_SIZE};
+use thiserror::Error;
+
+use crate::layout::{FOUR_GIB, LOW_RAM_LIMIT, Layout, Window};
+
+/// How the options and the domain disagree.
+#[derive(Debug, Error)]
+pub enum SurveyError {
+    /// Where the options say RAM is, there is none.
+    #[error("the domain has no RAM at {0:#x}, where the options say that {1} starts")]
+    NoRam(u64, Window),
+    /// There is RAM where the options say is none: an access to the window would never reach us.
+    #[error("the domain has RAM at {0:#x}, inside {1}: -m and the -machine addresses must be the domain's")]
+    RamInWindow(u64, Window),
+    /// There is more RAM than the options say: devices could not reach it.
+    #[error("the domain has RAM at {0:#x}, behind {1}: -m and the ram-* options must be the domain's")]
+    MoreRam(u64, Window),
+    /// Xen did not let us look.
+    #[error("cannot look at the domain's memory: {0}")]
+    Map(#[from] io::Error),
+}
+
+/// Compares RAM and windows of `layout` with the frames that the domain has.
+///
+/// Looking at a frame of a populate-on-demand guest populates it, so only the frames at the ends of ranges
+/// are looked at: RAM and windows are each in one piece. The end of RAM may have been ballooned away, so a
+/// hole there proves nothing; RAM just behind it does.
+///
+/// # Errors
+/// See [`SurveyError`].
+pub fn survey(domain: &dyn Domain, layout: &Layout) -> Result<(), SurveyError> {
+    let has = |address: u64| -> Result<bool, SurveyError> {
+        Ok(domain.map(Gpa(address).frame(), 1)?.is_present(0))
+    };
+    if !has(layout.ram_low.start)? {
+        return Err(SurveyError::NoRam(layout.ram_low.start, layout.ram_low));
+    }
+    for window in [layout.ecam, layout.mmio, layout.mmio_high].into_iter().filter(Window::exists) {
+        for address in [window.start, window.start + (window.size - PAGE_SIZE as u64)] {
+            if has(address)? {
+                return Err(SurveyError::RamInWindow(address, window));
+            }
+        }
+    }
+    // Behind a full low RAM are libxl's ACPI tables, which are RAM to Xen. Without high RAM, none may be at 4 GiB.
+    let behind_low = layout.ram_low.start + layout.ram_low.size;
+    let behind_high = if layout.ram_high.exists() { layout.ram_high } else { Window { start: FOUR_GIB, ..layout.ram_high } };
+    for (behind, ram) in [(behind_low, layout.ram_low), (behind_high.start + behind_high.size, layout.ram_high)] {
+        if behind != LOW_RAM_LIMIT && has(behind)? {
+            return Err(SurveyError::MoreRam(behind, ram));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use domain::Gpa;
+    use sim::SimDomain;
+
+    use super::*;
+
+    fn complaint(ram: &[(Gpa, u64)], layout: &Layout) -> String {
+        let domain = SimDomain::new(1, ram).unwrap();
+        survey(&*domain, layout).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_domain_of_the_right_size_passes() {
+        assert_eq!(complaint(&[(Gpa(0), 64 << 20)], &Layout::stock(64 << 20, 40)), "");
+    }
+
+    #[test]
+    fn too_little_memory_is_said() {
+        let text = complaint(&[(Gpa(0), 64 << 20)], &Layout::stock(32 << 20, 40));
+        assert!(text.contains("has RAM at 0x2000000, behind low RAM"), "{text}");
+    }
+
+    #[test]
+    fn a_window_over_ram_is_said() {
+        let mut layout = Layout::stock(64 << 20, 40);
+        layout.mmio.start = 0xf000_0000;
+        let text = complaint(&[(Gpa(0), 64 << 20), (Gpa(0xf000_0000), 4096)], &layout);
+        assert!(text.contains("has RAM at 0xf0000000, inside 32-bit PCI window"), "{text}");
+    }
+
+    #[test]
+    fn a_domain_without_ram_is_said() {
+        let text = complaint(&[(Gpa(1 << 20), 1 << 20)], &Layout::stock(2 << 20, 40));
+        assert!(text.contains("has no RAM at 0x0"), "{text}");
+    }
+}
