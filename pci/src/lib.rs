@@ -1,1 +1,33 @@
 //! PCI Express functions, configuration space, BARs, MSI-X and the bus.
+//!
+//! A device is a [`Function`]: configuration space and BARs. The [`Bus`] finds the function that an
+//! access is for, without a lock, and calls it; nothing here calls back up.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod bar;
+mod bdf;
+mod bus;
+mod config;
+pub mod ecam;
+mod function;
+mod host_bridge;
+mod msix;
+pub mod width;
+
+pub use bar::{BarError, BarIndex, BarKind, Bars};
+pub use bdf::Bdf;
+pub use bus::{Bus, BusError, Decoded};
+pub use config::{ConfigSpace, Header, Written, command, register};
+pub use function::Function;
+pub use host_bridge::HostBridge;
+pub use msix::{MAX_VECTORS, Msix};
