@@ -1,1 +1,20 @@
 //! The host side of devices: disks and taps.
+//!
+//! [`block`] is a disk image or block device and the engines that do I/O on it; [`tap`] is a network
+//! interface of the host. Neither knows virtio: they move bytes between a file descriptor and
+//! [`memory::Pinned`] guest memory, and report what the host said.
+
+pub mod block;
+pub mod tap;
+
+#[cfg(test)]
+mod test_guest;
+
+/// The host's words for an error, without Rust's "(os error N)".
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

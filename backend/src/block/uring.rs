@@ -1,0 +1,285 @@
+//! `io_uring`: many requests at once, one system call for a batch.
+//!
+//! The ring's own descriptor is readable while completions wait in it, so it is what a worker polls; a
+//! completion is taken from shared memory without a call.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use super::bounce::Pool;
+use super::disk::Image;
+use super::synchronous;
+use super::transfer::{Call, Step, Transfer, errno};
+use super::{Completion, Engine, Request};
+
+/// Entries of the submission ring. The kernel makes the completion ring twice as long.
+const ENTRIES: u32 = 128;
+/// Most calls that the kernel has in hand at once: what the completion ring holds.
+const MAX_CALLS: usize = 2 * ENTRIES as usize;
+/// How often `io_uring_enter` may say "try again" with nothing in flight.
+const ENTER_RETRIES: u32 = 100;
+const RETRY_AFTER: Duration = Duration::from_millis(1);
+/// `IORING_ENTER_GETEVENTS` (linux/io_uring.h).
+const ENTER_GETEVENTS: u32 = 1;
+
+/// Whether this kernel lets us have `io_uring` with all that we need of it.
+pub(super) fn is_available() -> bool {
+    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+    let mut probe = Probe::new();
+    match IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe)) {
+        Ok(()) => needed.iter().all(|code| probe.is_supported(*code)),
+        Err(error) => {
+            log::debug!("no io_uring here ({error}): disks are served with system calls that block");
+            false
+        }
+    }
+}
+
+pub(super) struct UringEngine {
+    ring: IoUring,
+    image: Arc<Image>,
+    pool: Option<Pool>,
+    /// Requests by the number that the kernel knows their calls by.
+    transfers: Vec<Transfer>,
+    /// Numbers that are free.
+    free: Vec<u32>,
+    /// Numbers whose next step is due, in order.
+    due: VecDeque<u32>,
+    /// Numbers in the submission ring that the kernel has not taken yet, in order.
+    pushed: VecDeque<u32>,
+    /// Calls in the submission ring or with the kernel.
+    calls: usize,
+    finished: VecDeque<Completion>,
+    in_flight: usize,
+    /// Set for good when the kernel takes no more calls.
+    broken: Option<i32>,
+}
+
+impl UringEngine {
+    pub(super) fn new(image: Arc<Image>) -> io::Result<UringEngine> {
+        Ok(UringEngine {
+            ring: IoUring::new(ENTRIES)?,
+            image,
+            pool: None,
+            transfers: Vec::new(),
+            free: Vec::new(),
+            due: VecDeque::new(),
+            pushed: VecDeque::new(),
+            calls: 0,
+            finished: VecDeque::new(),
+            in_flight: 0,
+            broken: None,
+        })
+    }
+
+    fn finish(&mut self, number: u32, result: io::Result<()>) {
+        let completion = self.transfers[number as usize].end(result, &mut self.pool);
+        self.finished.push_back(completion);
+        self.free.push(number);
+    }
+
+    /// Takes every due step as far as there is room; returns whether some were left.
+    fn step(&mut self) -> bool {
+        while let Some(&number) = self.due.front() {
+            let transfer = &mut self.transfers[number as usize];
+            let result = match transfer.next(&self.image, &mut self.pool) {
+                Step::Finish(result) => result,
+                // Those before it have the buffers, and are on their way.
+                Step::WaitForBuffer => return false,
+                Step::Call(Call::Discard { offset, len }) => {
+                    // There is no such operation in the rings of the kernels we run on.
+                    let result = synchronous::discard(&self.image, offset, len);
+                    match transfer.advance(result, &self.image, &mut self.pool) {
+                        Some(result) => result,
+                        None => continue,
+                    }
+                }
+                Step::Call(call) => {
+                    if self.calls == MAX_CALLS {
+                        return false;
+                    }
+                    let entry = entry(&self.image, call).user_data(u64::from(number));
+                    // SAFETY: the vectors of the call live in the transfer, and what they point at is
+                    // kept by it too, until its completion has been seen: see `reap` and `drop`.
+                    if unsafe { self.ring.submission().push(&entry) }.is_err() {
+                        return true;
+                    }
+                    self.calls += 1;
+                    self.pushed.push_back(number);
+                    self.due.pop_front();
+                    continue;
+                }
+            };
+            self.due.pop_front();
+            self.finish(number, result);
+        }
+        false
+    }
+
+    /// Hands what is in the submission ring to the kernel.
+    fn enter(&mut self) -> io::Result<()> {
+        let mut retries = 0;
+        loop {
+            let result = self.ring.submit();
+            let left = self.ring.submission().len();
+            while self.pushed.len() > left {
+                self.pushed.pop_front();
+            }
+            match result.map_err(|error| (error.raw_os_error().unwrap_or(libc::EIO), error)) {
+                Ok(_) if self.pushed.is_empty() => return Ok(()),
+                // It took a part: once more for the rest.
+                Ok(taken) if taken > 0 => {}
+                Err((libc::EINTR, _)) => {}
+                Ok(_) | Err((libc::EAGAIN | libc::EBUSY, _)) => {
+                    if self.calls > self.pushed.len() {
+                        // Completions will come; reaping them makes room and leads here again.
+                        return Ok(());
+                    }
+                    retries += 1;
+                    if retries > ENTER_RETRIES {
+                        return Err(errno(libc::EAGAIN));
+                    }
+                    std::thread::sleep(RETRY_AFTER);
+                }
+                Err((_, error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Sleeps until the kernel has completed something of what it has taken. Submits nothing.
+    fn wait_for_kernel(&self) {
+        // SAFETY: with no signal mask and nothing to submit there is no memory for the kernel to use.
+        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 1, ENTER_GETEVENTS, None) };
+        if result.is_err() {
+            // Completions appear in the ring all the same.
+            std::thread::sleep(RETRY_AFTER);
+        }
+    }
+
+    /// Gives up on the kernel: whatever it has not taken fails.
+    fn give_up(&mut self, error: &io::Error) {
+        let code = error.raw_os_error().unwrap_or(libc::EIO);
+        self.broken = Some(code);
+        // The entries stay in the ring, but it is never entered again to submit.
+        self.calls -= self.pushed.len();
+        while let Some(number) = self.pushed.pop_front().or_else(|| self.due.pop_front()) {
+            self.finish(number, Err(errno(code)));
+        }
+    }
+
+    /// Takes one completion from the ring, if there is one.
+    fn reap(&mut self) -> bool {
+        let Some(entry) = self.ring.completion().next() else { return false };
+        let number = entry.user_data() as u32;
+        let result = match entry.result() {
+            moved @ 0.. => Ok(moved as usize),
+            code => Err(errno(-code)),
+        };
+        self.calls -= 1;
+        let transfer = &mut self.transfers[number as usize];
+        match (transfer.advance(result, &self.image, &mut self.pool), self.broken) {
+            (Some(result), _) => self.finish(number, result),
+            (None, Some(code)) => self.finish(number, Err(errno(code))),
+            // Ahead of new ones: it is older than they are, and may hold a buffer.
+            (None, None) => self.due.push_front(number),
+        }
+        true
+    }
+}
+
+impl Engine for UringEngine {
+    fn submit(&mut self, request: Request) {
+        self.in_flight += 1;
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.transfers.push(Transfer::new());
+            (self.transfers.len() - 1) as u32
+        });
+        match (self.transfers[number as usize].begin(request, &self.image), self.broken) {
+            (Err(error), _) => self.finish(number, Err(error)),
+            (Ok(()), Some(code)) => self.finish(number, Err(errno(code))),
+            (Ok(()), None) => self.due.push_back(number),
+        }
+    }
+
+    fn flush_submissions(&mut self) -> io::Result<()> {
+        if let Some(code) = self.broken {
+            return Err(errno(code));
+        }
+        loop {
+            let more = self.step();
+            if self.pushed.is_empty() {
+                return Ok(());
+            }
+            if let Err(error) = self.enter() {
+                self.give_up(&error);
+                return Err(error);
+            }
+            if !more || !self.pushed.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn complete(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(completion) = self.finished.pop_front() {
+                self.in_flight -= 1;
+                return Some(completion);
+            }
+            if !self.reap() {
+                return None;
+            }
+        }
+    }
+
+    fn event(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the ring's descriptor is open as long as the ring, which `self` keeps.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn wait(&mut self) {
+        if self.finished.is_empty() && self.calls > self.pushed.len() && self.ring.completion().is_empty() {
+            self.wait_for_kernel();
+        }
+    }
+}
+
+impl Drop for UringEngine {
+    fn drop(&mut self) {
+        // Not wanted any more, but what the kernel has taken it will still read and write.
+        while self.calls > self.pushed.len() {
+            if !self.reap() {
+                self.wait_for_kernel();
+            }
+        }
+    }
+}
+
+fn entry(image: &Image, call: Call) -> squeue::Entry {
+    use std::os::fd::AsFd;
+    let file = types::Fd(image.as_fd().as_raw_fd());
+    match call {
+        Call::Read { vectors, count, offset } => {
+            opcode::Readv::new(file, vectors, count).offset(offset).build()
+        }
+        Call::Write { vectors, count, offset, durable } => {
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            opcode::Writev::new(file, vectors, count).offset(offset).rw_flags(flags).build()
+        }
+        Call::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        Call::Allocate { mode, offset, len } => {
+            opcode::Fallocate::new(file, len).offset(offset).mode(mode).build()
+        }
+        // Not sent here: `step` makes this call itself.
+        Call::Discard { .. } => opcode::Nop::new().build(),
+    }
+}
