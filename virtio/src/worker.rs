@@ -1,0 +1,254 @@
+//! The thread of a worker: it serves queues while there is work, and sleeps on the doorbell.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{PollFlags, poll};
+
+use crate::device::{Queues, Sources, Wake, Worker};
+use crate::doorbell::Doorbell;
+use crate::queue::{Queue, QueueError};
+use crate::state::State;
+
+/// Chains that a queue may have served before its worker looks at the other queues and at commands. So a
+/// driver that adds chains as fast as they are served cannot keep a reset from happening.
+const SHARE: u32 = 256;
+
+/// Workers do not recurse; this is many times what they use.
+const STACK_SIZE: usize = 256 << 10;
+
+/// The longest name that the kernel keeps for a thread.
+const NAME_LENGTH: usize = 15;
+
+enum Command {
+    Start(usize, Box<Queue>),
+    Quit,
+}
+
+/// A worker's thread, from the start of its first queue until the device is reset. Dropping it drains
+/// its queues and waits for the thread to end.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    commands: Sender<Command>,
+    doorbell: Arc<Doorbell>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    /// Starts the thread of worker number `index`, with no queues yet.
+    pub(crate) fn spawn(
+        index: usize,
+        worker: Box<dyn Worker>,
+        doorbell: Arc<Doorbell>,
+        state: Arc<State>,
+    ) -> io::Result<Thread> {
+        let (commands, receiver) = channel();
+        let name = thread_name(&state.name, index);
+        let work = Loop {
+            state,
+            doorbell: doorbell.clone(),
+            commands: receiver,
+            worker,
+            queues: Queues::new(),
+            wakes: Vec::new(),
+            quit: false,
+        };
+        let handle = std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(|| work.run())?;
+        Ok(Thread { commands, doorbell, handle: Some(handle) })
+    }
+
+    /// Has the worker serve `queue` as number `index`.
+    pub(crate) fn start(&self, index: usize, queue: Queue) {
+        self.send(Command::Start(index, Box::new(queue)));
+    }
+
+    /// Has the thread drain its queues and end, without waiting for it: for several at once.
+    pub(crate) fn quit(&self) {
+        self.send(Command::Quit);
+    }
+
+    fn send(&self, command: Command) {
+        // A thread that is gone has no queues left either.
+        let _ = self.commands.send(command);
+        self.doorbell.ring();
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.quit();
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+/// `name/index`, the name cut so that the whole fits.
+fn thread_name(name: &str, index: usize) -> String {
+    let end = format!("/{index}");
+    // A NUL cannot be in a thread's name.
+    let mut name = name.replace('\0', "");
+    while name.len().saturating_add(end.len()) > NAME_LENGTH && name.pop().is_some() {}
+    name + &end
+}
+
+/// What runs on the thread.
+struct Loop {
+    state: Arc<State>,
+    doorbell: Arc<Doorbell>,
+    commands: Receiver<Command>,
+    worker: Box<dyn Worker>,
+    queues: Queues,
+    /// What each queue waits for, by its number.
+    wakes: Vec<Wake>,
+    quit: bool,
+}
+
+impl Loop {
+    fn run(mut self) {
+        loop {
+            self.obey();
+            if self.quit {
+                return self.stop();
+            }
+            if self.serve() {
+                continue;
+            }
+            // In this order: whoever rings from here on is heard, and whatever was rung for before is
+            // found by looking once more.
+            self.doorbell.listen();
+            if self.obey() || self.ask() {
+                self.doorbell.ignore();
+                continue;
+            }
+            self.sleep();
+        }
+    }
+
+    /// Carries out the commands that wait. True if there were any.
+    fn obey(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(command) = self.commands.try_recv() {
+            any = true;
+            match command {
+                Command::Start(index, queue) => {
+                    self.queues.insert(index, *queue);
+                    self.wakes.resize(self.queues.end(), Wake::Kick);
+                }
+                Command::Quit => self.quit = true,
+            }
+        }
+        any
+    }
+
+    /// Serves every queue once. True if there is more to do at once.
+    fn serve(&mut self) -> bool {
+        let mut again = false;
+        if !self.state.bus_master() {
+            return again;
+        }
+        for index in 0..self.queues.end() {
+            let Some(queue) = self.queues.get(index) else { continue };
+            queue.grant(SHARE);
+            let served =
+                queue.disable_notification().and_then(|()| self.worker.serve(&mut self.queues, index));
+            match served {
+                Ok(wake) => {
+                    again |= wake == Wake::Again;
+                    if let Some(slot) = self.wakes.get_mut(index) {
+                        *slot = wake;
+                    }
+                }
+                Err(error) => self.fail(index, &error),
+            }
+        }
+        again
+    }
+
+    /// Asks drivers to notify us, where that is waited for. True if there is something to do already.
+    fn ask(&mut self) -> bool {
+        let mut more = false;
+        if !self.state.bus_master() {
+            return more;
+        }
+        for index in 0..self.queues.end() {
+            if self.wakes.get(index) != Some(&Wake::Kick) {
+                continue;
+            }
+            match self.queues.get(index).map(Queue::enable_notification) {
+                Some(Ok(available)) => more |= available,
+                Some(Err(error)) => self.fail(index, &error),
+                None => {}
+            }
+        }
+        more
+    }
+
+    /// Sleeps until the doorbell or one of the worker's sources wakes us.
+    fn sleep(&mut self) {
+        let mut sources = Sources::new(self.doorbell.as_fd());
+        if self.state.bus_master() {
+            self.worker.sources(&self.queues, &mut sources);
+        }
+        let fds = sources.as_poll();
+        let result = poll(fds, None);
+        self.doorbell.ignore();
+        match result {
+            Ok(_) => {
+                if fds.first().is_some_and(|doorbell| doorbell.revents().contains(PollFlags::IN)) {
+                    self.doorbell.clear();
+                }
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                // Out of memory, most likely: going round at full speed would not help.
+                self.state.complain(format_args!("poll: {error}"));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// Stops queue `index`, which the driver broke. The others go on.
+    fn fail(&mut self, index: usize, error: &QueueError) {
+        // It is broken already: that it cannot be drained tidily is no news.
+        let _ = self.drain(index);
+        self.state.needs_reset(format_args!("queue {index}: {error}"));
+    }
+
+    /// Stops all queues.
+    fn stop(mut self) {
+        for index in 0..self.queues.end() {
+            if let Err(error) = self.drain(index) {
+                self.state.complain(format_args!("queue {index}, being stopped: {error}"));
+            }
+        }
+    }
+
+    /// Has the worker finish with queue `index`, and shows the driver what was done.
+    fn drain(&mut self, index: usize) -> Result<(), QueueError> {
+        if !self.queues.contains(index) {
+            return Ok(());
+        }
+        let drained = self.worker.drain(&mut self.queues, index);
+        let flushed = self.queues.remove(index).map_or(Ok(()), |mut queue| queue.flush());
+        drained.and(flushed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit() {
+        assert_eq!(thread_name("nic0", 0), "nic0/0");
+        assert_eq!(thread_name("a-very-long-device-id", 12), "a-very-long-/12");
+        assert_eq!(thread_name("gerät-mit-umlautä", 3), "gerät-mit-um/3");
+        assert_eq!(thread_name("a\0b", 3), "ab/3");
+        assert_eq!(thread_name("", 0), "/0");
+    }
+}
