@@ -4,8 +4,14 @@
 
 pub mod acpi;
 pub mod cli;
+pub mod control;
+pub mod devices;
 pub mod ioreq;
 pub mod layout;
 pub mod logging;
 pub mod machine;
+pub mod privileges;
+pub mod run;
+pub mod signals;
+pub mod store;
 pub mod survey;

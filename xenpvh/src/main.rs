@@ -1,1 +1,28 @@
-fn main() {}
+//! `xenpvh`: the Xen PVH machine's device model, with QEMU's command line.
+
+use std::process::ExitCode;
+
+use xenpvh::cli::{self, Outcome};
+use xenpvh::run;
+
+fn main() -> ExitCode {
+    let config = match cli::parse(std::env::args_os()) {
+        Ok(Outcome::Run(config)) => config,
+        Ok(Outcome::Print(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let program = config.program.clone();
+    match run::run(*config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

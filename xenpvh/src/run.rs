@@ -1,0 +1,173 @@
+//! One guest's life with us, in order: everything that can be wrong with the start is found before
+//! anything is written to the domain; then the hand-over, the server, and last of all `running`.
+
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use domain::SharedDomain;
+use memory::{GuestMemory, Region};
+use pci::{Bdf, Bus, HostBridge};
+use xen::{DomId, IoRange, IoreqServer, Space, Store, Xen};
+
+use crate::acpi::{self, Outcome};
+use crate::cli::{Config, Machine as MachineKind};
+use crate::devices::Devices;
+use crate::layout::Layout;
+use crate::machine::{CONFIG_ADDRESS, Machine, TIMER_CHANNEL_2};
+use crate::signals::Signals;
+use crate::{control, ioreq, logging, privileges, store, survey};
+
+/// What stops a start: one line for the user.
+pub type Failure = Box<dyn Error>;
+
+/// Serves the guest that `config` names until it or its toolstack is done with us.
+///
+/// # Errors
+/// The start failed. Unless the message is of Xen itself, nothing was written to the domain.
+pub fn run(config: Config) -> Result<(), Failure> {
+    start_log(&config)?;
+    for warning in &config.warnings {
+        log::warn!("{warning}");
+    }
+    serve(&config)
+}
+
+fn serve(config: &Config) -> Result<(), Failure> {
+    let domid: DomId = config.domid.unwrap_or_default().to_string().parse()?;
+    let xen = Arc::new(Xen::open(domid)?);
+    let mut store = Store::open()?;
+    if let Some(id) = xen.existing_servers()?.first() {
+        return Err(format!("domain {domid} is already served by another device model (ioreq server {id})").into());
+    }
+    let domain: SharedDomain = xen.clone();
+    let layout = layout(config)?;
+    survey::survey(&*xen, &layout)?;
+    if config.acpi_only {
+        return hand_over(&domain, &layout);
+    }
+
+    let memory = GuestMemory::new(domain.clone(), &ram(&layout))?;
+    let devices = Devices::open(config, &memory, &domain)?;
+    let bus = Arc::new(Bus::new(layout.buses().max(1)));
+    bus.insert(Bdf::default(), Arc::new(HostBridge::new()))?;
+    devices.insert(&bus)?;
+    let signals = Signals::new()?;
+    write_pid(config.pid_file.as_deref())?;
+
+    if layout.ecam.exists() {
+        hand_over(&domain, &layout)?;
+    }
+    let machine = Arc::new(Machine::new(layout, bus.clone(), memory.clone()));
+    let mut server = xen.create_server()?;
+    server.map_ranges(&ranges(&layout))?;
+    server.enable()?;
+    let vcpus = ioreq::serve(&*domain, &machine)?;
+    log::info!("serving domain {domid}: {} vCPUs, {} functions", vcpus.len(), bus.functions().len());
+
+    store::withdraw_triggers(&mut store, domid)?;
+    store.watch("@releaseDomain", "gone")?;
+    privileges::drop(config, &xen)?;
+    store::announce_running(&mut store, domid)?;
+    let end = control::run(&signals, &mut store, &memory, domid);
+    // Whatever ended it, the devices finish or give back what is in flight before the server goes.
+    bus.reset();
+    devices.close();
+    close(&mut server);
+    log::info!("no longer serving domain {domid}: {end:?}");
+    end.map(drop)
+}
+
+/// The server goes with the domain, so that it cannot be closed any more is no news.
+fn close(server: &mut IoreqServer) {
+    if let Err(error) = server.close() {
+        log::info!("closing the ioreq server: {error}");
+    }
+}
+
+fn start_log(config: &Config) -> Result<(), Failure> {
+    let open = |path: &Path| {
+        OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
+            format!("-D {}: Could not open '{}': {}", path.display(), path.display(), reason(&error))
+        })
+    };
+    logging::start(&config.program, config.log_file.as_deref().map(open).transpose()?);
+    Ok(())
+}
+
+fn write_pid(path: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = path else { return Ok(()) };
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(path)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    write().map_err(|error| format!("cannot create PID file: {}: {}", path.display(), reason(&error)).into())
+}
+
+/// An error without Rust's "(os error N)".
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+fn layout(config: &Config) -> Result<Layout, Failure> {
+    let memory = config.memory.unwrap_or_default();
+    if memory == 0 {
+        return Err("the guest's RAM size is not given: add -m with its memory in MiB".into());
+    }
+    let bits = physical_address_bits();
+    let layout = match &config.machine {
+        MachineKind::Xenpvh(line) => Layout::from_options(line, memory)?,
+        _ => Layout::stock(memory, bits),
+    };
+    layout.check(bits)?;
+    if !layout.ecam.exists() && !config.devices.is_empty() {
+        let driver = config.devices.first().map(|device| device.driver).unwrap_or_default();
+        return Err(format!("-device {driver}: No 'PCI' bus found for device '{driver}'").into());
+    }
+    Ok(layout)
+}
+
+/// Width of a physical address of this host, which no guest's is above.
+fn physical_address_bits() -> u32 {
+    // CPUID leaf 0x80000008 exists on every CPU that can run a PVH guest.
+    let width = core::arch::x86_64::__cpuid(0x8000_0008).eax & 0xff;
+    width.clamp(36, 52)
+}
+
+fn ram(layout: &Layout) -> Vec<Region> {
+    [layout.ram_low, layout.ram_high]
+        .iter()
+        .filter(|window| window.exists())
+        .map(|window| Region { start: domain::Gpa(window.start), size: window.size })
+        .collect()
+}
+
+/// What Xen sends to us: everything that is not RAM and could be ours, once and whole. BARs move inside of
+/// the windows without Xen hearing of it.
+fn ranges(layout: &Layout) -> Vec<IoRange> {
+    let ports = |first: u16, count: u64| {
+        let first = u64::from(first);
+        IoRange { space: Space::Port, first, last: first + count - 1 }
+    };
+    let mut ranges = vec![ports(CONFIG_ADDRESS, 4), ports(TIMER_CHANNEL_2, 1)];
+    for window in [layout.ecam, layout.mmio, layout.mmio_high].iter().filter(|window| window.exists()) {
+        ranges.push(IoRange { space: Space::Memory, first: window.start, last: window.start + (window.size - 1) });
+    }
+    let functions = u64::from(layout.buses()) * 256;
+    if functions != 0 {
+        ranges.push(IoRange { space: Space::Pci, first: 0, last: functions - 1 });
+    }
+    ranges
+}
+
+fn hand_over(domain: &SharedDomain, layout: &Layout) -> Result<(), Failure> {
+    match acpi::hand_over(domain, layout)? {
+        Outcome::Added => log::info!("told the guest about its PCI host bridge: {}", layout.ecam),
+        Outcome::Present => log::info!("the guest knows its PCI host bridge from us already"),
+        Outcome::Foreign => log::info!("the toolstack told the guest about its PCI host bridge"),
+    }
+    Ok(())
+}
