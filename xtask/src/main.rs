@@ -1,1 +1,68 @@
-fn main() {}
+//! `cargo xtask`: the box that boots real Xen inside QEMU, and what is run in it.
+//!
+//! The same program runs on both sides: outside it fetches, builds, boots and reports; inside dom0
+//! (`xtask inside`) it runs the scenarios.
+
+mod debug;
+mod image;
+mod inside;
+mod machine;
+mod packages;
+mod paths;
+mod prepare;
+mod progress;
+mod share;
+mod suite;
+mod watch;
+
+use std::env;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo                      boots Xen in a box and shows a guest with xenpvh at work
+  test [--box] [WORD…]      formatting, clippy, unit tests, then the scenarios on real Xen;
+                            with words only the scenarios whose name contains one; --box: only scenarios
+  bench [--rounds N] [NAME…] xenpvh against QEMU's xenpvh and the kernel's PV backends
+  soak [--rounds N]         all scenarios again and again
+  box [OPTION…] [-- SCRIPT] a shell in dom0, or one shell script
+      --keep                boots a box that stays; later `box -- SCRIPT` run in it at once
+      --stop                ends that box
+      --peers               with QEMU's xenpvh and fio in dom0's /usr/libexec and /boot
+      --memory MIB          memory of the box (default 8192)
+
+Everything is kept in target/box: packages, images, and under runs/ the logs of each run.";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[String]) -> Result<ExitCode> {
+    let Some((command, rest)) = arguments.split_first() else {
+        println!("{USAGE}");
+        return Ok(ExitCode::SUCCESS);
+    };
+    match command.as_str() {
+        "demo" => suite::demo(),
+        "test" => suite::test(rest),
+        "bench" => suite::bench(rest),
+        "soak" => suite::soak(rest),
+        "box" => debug::run(rest),
+        "inside" => inside::run(),
+        "help" | "--help" | "-h" => {
+            println!("{USAGE}");
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("no command {command}\n{USAGE}"),
+    }
+}

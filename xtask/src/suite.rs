@@ -1,0 +1,140 @@
+//! `demo`, `test` and `soak`: the scenarios, and before them what needs no Xen.
+
+use std::env;
+use std::fs;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::inside::RESULTS;
+use crate::machine::Shape;
+use crate::paths;
+use crate::prepare::Parts;
+use crate::progress::Progress;
+use crate::share::Plan;
+use crate::watch::{self, Summary};
+
+const DEMO_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// One round: three guests.
+const BENCH_LIMIT: Duration = Duration::from_secs(20 * 60);
+const TEST_LIMIT: Duration = Duration::from_secs(40 * 60);
+
+fn shape(name: &str) -> Shape {
+    Shape {
+        name: name.into(),
+        memory_mib: 8192,
+        cpus: 2,
+        steady: false,
+        with_peers: false,
+        detached: false,
+        shell: false,
+    }
+}
+
+fn exit_code(summary: Summary) -> ExitCode {
+    if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+pub fn demo() -> Result<ExitCode> {
+    let progress = Progress::new();
+    progress.step("real Xen and a PVH guest with virtio-pci devices by xenpvh, in an emulated machine");
+    let parts = Parts::new(&progress, false)?;
+    let summary = watch::carry_out(&parts, &shape("demo"), &Plan::Demo, &progress, DEMO_LIMIT)?;
+    if summary.failed == 0 {
+        println!("\nIt works: this is unmodified Xen, xl and Debian, with xenpvh as the only addition.");
+    }
+    Ok(exit_code(summary))
+}
+
+/// The checks that need no Xen, each one command.
+const CHECKS: [(&str, &[&str]); 3] = [
+    ("formatting", &["fmt", "--all", "--check"]),
+    ("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+    ("unit tests", &["test", "--workspace", "--quiet"]),
+];
+
+pub fn test(arguments: &[String]) -> Result<ExitCode> {
+    let mut words = arguments.to_vec();
+    let only_box = words.iter().any(|word| word == "--box");
+    words.retain(|word| word != "--box");
+    if let Some(option) = words.iter().find(|word| word.starts_with('-')) {
+        bail!("test: no option {option}");
+    }
+    let progress = Progress::new();
+    let mut total = Summary::default();
+    if words.is_empty() && !only_box {
+        for (name, command) in CHECKS {
+            progress.step(name);
+            let status = cargo().args(command).status().context("running cargo")?;
+            if status.success() {
+                total.passed += 1;
+            } else {
+                total.failed += 1;
+                progress.step(&format!("{name}: FAILED, see above; again with: cargo {}", command.join(" ")));
+            }
+        }
+    }
+    let plan = Plan::Scenarios { words, rounds: 1 };
+    let scenarios = in_box("test", &plan, &progress, TEST_LIMIT);
+    total.passed += scenarios.passed;
+    total.failed += scenarios.failed;
+    println!("{} passed, {} failed", total.passed, total.failed);
+    Ok(exit_code(total))
+}
+
+/// The device models against each other; the figures stay in `target/box/bench.json`.
+pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    let (mut rounds, mut only) = (3, Vec::new());
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => {
+                let number = arguments.next().context("--rounds needs a number")?;
+                rounds = number.parse().context("--rounds needs a number")?;
+            }
+            option if option.starts_with('-') => bail!("bench: no option {option}"),
+            name => only.push(name.to_string()),
+        }
+    }
+    let progress = Progress::new();
+    // The PV backends alone need nothing of ours.
+    let parts = Parts::new(&progress, only.as_slice() == ["pv"])?;
+    let shape = Shape { steady: true, with_peers: true, ..shape("bench") };
+    let plan = Plan::Bench { rounds, only };
+    let summary = watch::carry_out(&parts, &shape, &plan, &progress, BENCH_LIMIT * rounds)?;
+    let (from, to) = (parts.directory.join("runs/bench").join(RESULTS), parts.directory.join(RESULTS));
+    fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    progress.step(&format!("all figures are in {}", to.display()));
+    Ok(exit_code(summary))
+}
+
+/// All scenarios again and again: for what only shows after a while.
+pub fn soak(arguments: &[String]) -> Result<ExitCode> {
+    let rounds = match arguments {
+        [] => 10,
+        [option, number] if option == "--rounds" => number.parse().context("--rounds needs a number")?,
+        _ => bail!("soak: only --rounds N"),
+    };
+    let progress = Progress::new();
+    let plan = Plan::Scenarios { words: Vec::new(), rounds };
+    let summary = in_box("soak", &plan, &progress, TEST_LIMIT * rounds);
+    println!("{} passed, {} failed", summary.passed, summary.failed);
+    Ok(exit_code(summary))
+}
+
+/// A box that does not come up, or is lost, is one failure more.
+fn in_box(name: &str, plan: &Plan, progress: &Progress, limit: Duration) -> Summary {
+    let result = Parts::new(progress, false)
+        .and_then(|parts| watch::carry_out(&parts, &shape(name), plan, progress, limit));
+    result.unwrap_or_else(|error| {
+        progress.step(&format!("FAILED: {error:#}"));
+        Summary { passed: 0, failed: 1 }
+    })
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(paths::workspace());
+    cargo
+}
