@@ -4,6 +4,7 @@
 //! whether it makes sense, before anything is done; `worker` keeps it until the host is done with it.
 
 mod request;
+mod statistics;
 mod worker;
 
 #[cfg(test)]
@@ -18,7 +19,8 @@ use memory::GuestMemory;
 
 use crate::device::{Config, Device, QueueSpec, Spec, Worker};
 use crate::pci::MAX_QUEUES;
-use request::{ID_LEN, Limits, MAX_RANGE_SECTORS, SECTOR};
+use request::{ID_LEN, Limits, SECTOR};
+pub use statistics::{Count, Kind, Statistics};
 use worker::BlkWorker;
 
 /// VIRTIO_BLK_F_SEG_MAX: most segments in a request is in the configuration.
@@ -56,10 +58,35 @@ pub struct BlkConfig {
     pub queue_size: u16,
     /// Whether the write cache starts turned on; `None`: as the disk's `cache=` mode has it.
     pub write_cache: Option<bool>,
-    /// Whether the driver may discard.
-    pub discard: bool,
-    /// Whether the driver may ask for zeros without sending them.
-    pub write_zeroes: bool,
+    /// Most sectors of 512 bytes that the driver may discard at once; 0 for no discard at all.
+    pub max_discard: u32,
+    /// Most sectors that the driver may ask to be zeroed at once; 0 for not at all.
+    pub max_write_zeroes: u32,
+    /// The block size that the driver sees, in bytes, if not the disk's own. A power of two, and at least
+    /// the disk's own.
+    pub logical_block_size: Option<u32>,
+    /// What the driver is told that the disk writes at once, in bytes, if not the disk's own. A power of two.
+    pub physical_block_size: Option<u32>,
+    /// Smallest and best request size in bytes, for the driver to know; 0 for nothing known.
+    pub min_io_size: u32,
+    /// See [`min_io_size`](BlkConfig::min_io_size).
+    pub opt_io_size: u32,
+    /// Alignment of discards in bytes, if not the disk's own.
+    pub discard_granularity: Option<u32>,
+}
+
+/// Most sectors of a discard or write-zeroes request: as many as QEMU allows.
+pub const MAX_RANGE_SECTORS: u32 = (i32::MAX / 512) as u32;
+
+/// A block size that the disk cannot have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlkError {
+    /// Requests could be smaller than what the host can do.
+    #[error("logical_block_size {0} is below the image's own {1}")]
+    BlockTooSmall(u32, u32),
+    /// The last block would be cut off.
+    #[error("the image's size of {0} bytes is no multiple of logical_block_size {1}")]
+    Size(u64, u32),
 }
 
 impl Default for BlkConfig {
@@ -70,8 +97,13 @@ impl Default for BlkConfig {
             queues: 1,
             queue_size: 256,
             write_cache: None,
-            discard: true,
-            write_zeroes: true,
+            max_discard: MAX_RANGE_SECTORS,
+            max_write_zeroes: MAX_RANGE_SECTORS,
+            logical_block_size: None,
+            physical_block_size: None,
+            min_io_size: 0,
+            opt_io_size: 0,
+            discard_granularity: None,
         }
     }
 }
@@ -86,18 +118,31 @@ pub struct Blk {
     serial: [u8; ID_LEN],
     initial_write_cache: bool,
     write_cache: Arc<AtomicBool>,
+    statistics: Arc<Statistics>,
 }
 
 impl Blk {
-    /// A device with these properties. Numbers out of range are brought into it.
-    pub fn new(options: &BlkConfig, disk: Disk) -> Blk {
+    /// A device with these properties. Numbers of queues and sectors out of range are brought into it.
+    ///
+    /// # Errors
+    /// The disk cannot have this block size.
+    pub fn new(options: &BlkConfig, disk: Disk) -> Result<Blk, BlkError> {
         let queues = options.queues.clamp(1, MAX_QUEUES);
+        let own_block = disk.logical_block_size();
+        let block = options.logical_block_size.unwrap_or(own_block);
+        if block < own_block {
+            return Err(BlkError::BlockTooSmall(block, own_block));
+        }
+        if !disk.size().is_multiple_of(block.into()) {
+            return Err(BlkError::Size(disk.size(), block));
+        }
+        let most = |sectors: u32| if disk.is_read_only() { 0 } else { sectors.min(MAX_RANGE_SECTORS) };
         let limits = Limits {
             sectors: disk.size() / SECTOR,
-            block: disk.logical_block_size(),
+            block,
             read_only: disk.is_read_only(),
-            discard: options.discard && !disk.is_read_only(),
-            write_zeroes: options.write_zeroes && !disk.is_read_only(),
+            discard: most(options.max_discard),
+            write_zeroes: most(options.max_write_zeroes),
         };
         let always =
             FEATURE_SEG_MAX | FEATURE_BLK_SIZE | FEATURE_FLUSH | FEATURE_TOPOLOGY | FEATURE_CONFIG_WCE;
@@ -105,8 +150,8 @@ impl Blk {
             (true, always),
             (limits.read_only, FEATURE_RO),
             (queues > 1, FEATURE_MQ),
-            (limits.discard, FEATURE_DISCARD),
-            (limits.write_zeroes, FEATURE_WRITE_ZEROES),
+            (limits.discard > 0, FEATURE_DISCARD),
+            (limits.write_zeroes > 0, FEATURE_WRITE_ZEROES),
         ];
         let features = offered.iter().filter(|(on, _)| *on).fold(0, |all, (_, bits)| all | bits);
         let queue = |index| QueueSpec { max_size: options.queue_size, worker: usize::from(index) };
@@ -115,16 +160,22 @@ impl Blk {
         for (to, from) in serial.iter_mut().zip(options.serial.bytes()) {
             *to = from;
         }
-        Blk {
+        Ok(Blk {
             // The class is mass storage, SCSI: QEMU's choice.
             spec: Spec { id: 2, class: 0x01_00_00, features, queues: (0..queues).map(queue).collect() },
-            config: Config::new(configuration(options.queue_size, queues, &disk, &limits, write_cache)),
+            config: Config::new(configuration(options, queues, &disk, &limits, write_cache)),
             limits,
             serial,
             initial_write_cache: write_cache,
             write_cache: Arc::new(AtomicBool::new(write_cache)),
+            statistics: Arc::default(),
             disk,
-        }
+        })
+    }
+
+    /// What was done on it, also from here on.
+    pub fn statistics(&self) -> Arc<Statistics> {
+        self.statistics.clone()
     }
 
     fn set_write_cache(&self, on: bool) {
@@ -161,6 +212,7 @@ impl Device for Blk {
             memory.clone(),
             self.disk.engine()?,
             self.limits,
+            self.statistics.clone(),
             self.serial,
             can_flush.then(|| self.write_cache.clone()),
         )))
@@ -172,30 +224,40 @@ impl Device for Blk {
 }
 
 /// `struct virtio_blk_config` (virtio 1.3 §5.2.4).
-fn configuration(queue_size: u16, queues: u16, disk: &Disk, limits: &Limits, write_cache: bool) -> Vec<u8> {
-    let block = disk.logical_block_size();
-    let exponent = disk.physical_block_size().trailing_zeros().saturating_sub(block.trailing_zeros());
+fn configuration(
+    options: &BlkConfig,
+    queues: u16,
+    disk: &Disk,
+    limits: &Limits,
+    write_cache: bool,
+) -> Vec<u8> {
+    let block = limits.block;
+    let physical = options.physical_block_size.unwrap_or(disk.physical_block_size());
+    let exponent = physical.trailing_zeros().saturating_sub(block.trailing_zeros());
+    let blocks = |bytes: u32| bytes.checked_div(block).unwrap_or(0);
     let mut bytes = Vec::with_capacity(CONFIG_LEN);
     bytes.extend(limits.sectors.to_le_bytes());
     // size_max: not offered.
     bytes.extend([0; 4]);
     // Header and status take a descriptor each.
-    bytes.extend(u32::from(queue_size.saturating_sub(2).max(1)).to_le_bytes());
+    bytes.extend(u32::from(options.queue_size.saturating_sub(2).max(1)).to_le_bytes());
     // geometry: not offered.
     bytes.extend([0; 4]);
     bytes.extend(block.to_le_bytes());
-    // physical_block_exp, alignment_offset, min_io_size, opt_io_size: QEMU says 0 to the last three.
-    bytes.push(exponent as u8);
-    bytes.extend([0; 7]);
+    // physical_block_exp, alignment_offset, min_io_size, opt_io_size: the last two in blocks.
+    bytes.extend([exponent as u8, 0]);
+    bytes.extend(u16::try_from(blocks(options.min_io_size)).unwrap_or(u16::MAX).to_le_bytes());
+    bytes.extend(blocks(options.opt_io_size).to_le_bytes());
     bytes.extend([write_cache.into(), 0]);
     bytes.extend(queues.to_le_bytes());
-    let when = |on: bool, value: u32| if on { value } else { 0 }.to_le_bytes();
-    let granularity = disk.discard_granularity().checked_div(SECTOR as u32).unwrap_or(1);
-    bytes.extend(when(limits.discard, MAX_RANGE_SECTORS));
+    let granularity = options.discard_granularity.unwrap_or(disk.discard_granularity());
+    let granularity = granularity.max(block).checked_div(SECTOR as u32).unwrap_or(1);
+    let when = |most: u32, value: u32| if most > 0 { value } else { 0 }.to_le_bytes();
+    bytes.extend(limits.discard.to_le_bytes());
     bytes.extend(when(limits.discard, 1));
     bytes.extend(when(limits.discard, granularity));
-    bytes.extend(when(limits.write_zeroes, MAX_RANGE_SECTORS));
+    bytes.extend(limits.write_zeroes.to_le_bytes());
     bytes.extend(when(limits.write_zeroes, 1));
-    bytes.extend([limits.write_zeroes.into(), 0, 0, 0]);
+    bytes.extend([u8::from(limits.write_zeroes > 0), 0, 0, 0]);
     bytes
 }

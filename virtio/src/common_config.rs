@@ -289,6 +289,10 @@ impl CommonConfig {
         }
         let old = self.state.status();
         let wanted = value & status::DRIVERS;
+        if old & status::FAILED != 0 {
+            // The driver gave up: nothing starts any more.
+            return;
+        }
         if old & status::DRIVERS & !wanted != 0 {
             log::debug!("{}: status {old:#x} cannot become {value:#x} without a reset", self.state.name);
             return;
@@ -307,10 +311,6 @@ impl CommonConfig {
             if asked && (bit != status::FEATURES_OK || self.agrees(registers)) {
                 now |= bit;
             }
-        }
-        if old & status::FAILED != 0 {
-            // The driver gave up: nothing starts any more.
-            return;
         }
         self.state.add_status(now);
         if now & !old & status::DRIVER_OK != 0 {

@@ -65,6 +65,9 @@ const FEATURE_GUEST_USO6: u64 = 1 << 55;
 /// VIRTIO_NET_F_HOST_USO.
 const FEATURE_HOST_USO: u64 = 1 << 56;
 
+/// VIRTIO_NET_F_SPEED_DUPLEX: the configuration has them.
+const FEATURE_SPEED_DUPLEX: u64 = 1 << 63;
+
 /// Frames of up to 64 KiB may come with any of these.
 const GUEST_SEGMENTATION: u64 =
     FEATURE_GUEST_TSO4 | FEATURE_GUEST_TSO6 | FEATURE_GUEST_USO4 | FEATURE_GUEST_USO6;
@@ -89,12 +92,14 @@ pub struct NetConfig {
     pub rx_queue_size: u16,
     /// Entries of each transmit queue: a power of two, 256 to 1024.
     pub tx_queue_size: u16,
+    /// Speed in Mb/s and whether full duplex, for the driver to show.
+    pub speed: Option<(u32, bool)>,
 }
 
 impl NetConfig {
     /// A device of this MAC address with QEMU's defaults: queues of 256.
     pub fn new(mac: [u8; 6]) -> NetConfig {
-        NetConfig { mac, mtu: None, rx_queue_size: 256, tx_queue_size: 256 }
+        NetConfig { mac, mtu: None, rx_queue_size: 256, tx_queue_size: 256, speed: None }
     }
 }
 
@@ -138,11 +143,15 @@ impl Net {
         config.extend([LINK_UP, 0]);
         config.extend(count.to_le_bytes());
         config.extend(options.mtu.unwrap_or(0).to_le_bytes());
+        if let Some((speed, full_duplex)) = options.speed {
+            config.extend(speed.to_le_bytes());
+            config.push(full_duplex.into());
+        }
         let shared = Shared {
             spec: Spec {
                 id: 1,
                 class: 0x02_00_00,
-                features: features(count, options.mtu.is_some(), uso),
+                features: features(count, options, uso),
                 queues: queues(options, usize::from(count)),
             },
             config: Config::new(config),
@@ -262,7 +271,7 @@ impl Shared {
     }
 }
 
-fn features(pairs: u16, mtu: bool, uso: bool) -> u64 {
+fn features(pairs: u16, options: &NetConfig, uso: bool) -> u64 {
     let always = FEATURE_MAC
         | FEATURE_STATUS
         | FEATURE_CSUM
@@ -281,7 +290,8 @@ fn features(pairs: u16, mtu: bool, uso: bool) -> u64 {
         | FEATURE_CTRL_GUEST_OFFLOADS;
     let offered = [
         (true, always),
-        (mtu, FEATURE_MTU),
+        (options.mtu.is_some(), FEATURE_MTU),
+        (options.speed.is_some(), FEATURE_SPEED_DUPLEX),
         (uso, FEATURE_HOST_USO | FEATURE_GUEST_USO4 | FEATURE_GUEST_USO6),
         (pairs > 1, FEATURE_MQ),
     ];

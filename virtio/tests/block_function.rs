@@ -35,7 +35,7 @@ impl Guest {
     fn new(disk: &DiskOptions) -> Guest {
         let sim = SimDomain::new(1, &[(Gpa(0), RAM)]).unwrap();
         let memory = GuestMemory::new(sim.clone(), &[Region { start: Gpa(0), size: RAM }]).unwrap();
-        let blk = Blk::new(&BlkConfig::default(), Disk::open(disk).unwrap());
+        let blk = Blk::new(&BlkConfig::default(), Disk::open(disk).unwrap()).unwrap();
         let function = VirtioPci::new(Arc::new(blk), "disk0", None, memory, sim.clone()).unwrap();
         let mut guest = Guest { sim, function, available: 0, used: 0 };
         guest.start();

@@ -12,8 +12,6 @@ pub(super) const HEADER_LEN: usize = 16;
 pub(super) const RANGE_LEN: usize = 16;
 /// Length of the id string.
 pub(super) const ID_LEN: usize = 20;
-/// Most sectors of a discard or write-zeroes request: as many as QEMU allows.
-pub(super) const MAX_RANGE_SECTORS: u32 = (i32::MAX / 512) as u32;
 
 const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
@@ -43,8 +41,10 @@ pub(super) struct Limits {
     /// Bytes that every request must be aligned to; a power of two, at least 512.
     pub(super) block: u32,
     pub(super) read_only: bool,
-    pub(super) discard: bool,
-    pub(super) write_zeroes: bool,
+    /// Most sectors of a discard; 0 for a device that has none.
+    pub(super) discard: u32,
+    /// Most sectors of a write-zeroes request; 0 for a device that has none.
+    pub(super) write_zeroes: u32,
 }
 
 /// A request, as far as the bytes tell that the driver wrote.
@@ -89,15 +89,17 @@ pub(super) fn parse(raw: &Raw, limits: &Limits, durable: bool) -> Result<Action,
         TYPE_OUT => data(raw, limits, Op::Write { durable }, raw.readable),
         TYPE_FLUSH => Ok(Action::Disk { op: Op::Flush, offset: 0, len: 0 }),
         TYPE_GET_ID => Ok(Action::Id),
-        TYPE_DISCARD if limits.discard => range(raw, limits, |flags| match flags {
+        TYPE_DISCARD if limits.discard > 0 => range(raw, limits, limits.discard, |flags| match flags {
             0 => Some(Op::Discard),
             _ => None,
         }),
-        TYPE_WRITE_ZEROES if limits.write_zeroes => range(raw, limits, |flags| match flags {
-            0 => Some(Op::WriteZeroes { unmap: false, durable }),
-            RANGE_UNMAP => Some(Op::WriteZeroes { unmap: true, durable }),
-            _ => None,
-        }),
+        TYPE_WRITE_ZEROES if limits.write_zeroes > 0 => {
+            range(raw, limits, limits.write_zeroes, |flags| match flags {
+                0 => Some(Op::WriteZeroes { unmap: false, durable }),
+                RANGE_UNMAP => Some(Op::WriteZeroes { unmap: true, durable }),
+                _ => None,
+            })
+        }
         // A device without these is a read-only one, or the user said so.
         TYPE_DISCARD | TYPE_WRITE_ZEROES if limits.read_only => Err(Status::Error),
         _ => Err(Status::Unsupported),
@@ -116,7 +118,12 @@ fn data(raw: &Raw, limits: &Limits, op: Op, len: u64) -> Result<Action, Status> 
     Ok(Action::Disk { op, offset, len })
 }
 
-fn range(raw: &Raw, limits: &Limits, op: impl FnOnce(u32) -> Option<Op>) -> Result<Action, Status> {
+fn range(
+    raw: &Raw,
+    limits: &Limits,
+    most: u32,
+    op: impl FnOnce(u32) -> Option<Op>,
+) -> Result<Action, Status> {
     // There may be one segment, and we said so: more of them are not looked at.
     if raw.readable != RANGE_LEN as u64 {
         return Err(if raw.readable < RANGE_LEN as u64 { Status::Error } else { Status::Unsupported });
@@ -124,7 +131,7 @@ fn range(raw: &Raw, limits: &Limits, op: impl FnOnce(u32) -> Option<Op>) -> Resu
     let bits = u128::from_le_bytes(raw.range);
     let (sector, sectors, flags) = (bits as u64, (bits >> 64) as u32, (bits >> 96) as u32);
     let op = op(flags).ok_or(Status::Unsupported)?;
-    if sectors > MAX_RANGE_SECTORS {
+    if sectors > most {
         return Err(Status::Error);
     }
     let len = u64::from(sectors).saturating_mul(SECTOR);

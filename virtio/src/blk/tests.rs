@@ -71,7 +71,7 @@ impl Bench {
     }
 
     fn with(disk: &DiskOptions, config: &BlkConfig) -> Bench {
-        let device = Blk::new(config, Disk::open(disk).unwrap());
+        let device = Blk::new(config, Disk::open(disk).unwrap()).unwrap();
         let (sim, memory) = guest();
         let ring = Ring::new(&sim, RING, 64);
         let features = device.spec().features | FEATURE_VERSION_1 | FEATURE_EVENT_IDX | FEATURE_INDIRECT;
@@ -241,7 +241,7 @@ fn ranges() {
     for disk in both(file.path()) {
         let mut bench = Bench::new(&disk);
         file.as_file().write_all_at(&[1; 65536], 0).unwrap();
-        let max = request::MAX_RANGE_SECTORS;
+        let max = MAX_RANGE_SECTORS;
         for (kind, range, status) in [
             (WRITE_ZEROES, range(16, 16, 0), OK),
             (WRITE_ZEROES, range(48, 16, 1), OK),
@@ -306,7 +306,7 @@ fn read_only() {
 #[test]
 fn features_that_are_off() {
     let file = image();
-    let config = BlkConfig { discard: false, write_zeroes: false, ..BlkConfig::default() };
+    let config = BlkConfig { max_discard: 0, max_write_zeroes: 0, ..BlkConfig::default() };
     let mut bench = Bench::with(&options(file.path()), &config);
     assert_eq!(bench.device.spec().features & (FEATURE_DISCARD | FEATURE_WRITE_ZEROES), 0);
     bench.put(DATA, &range(0, 8, 0));
@@ -394,7 +394,7 @@ fn drains_without_a_queue_and_ignores_others() {
 fn configuration_bytes() {
     let file = image();
     let config = BlkConfig { queues: 4, queue_size: 128, ..BlkConfig::default() };
-    let blk = Blk::new(&config, Disk::open(&options(file.path())).unwrap());
+    let blk = Blk::new(&config, Disk::open(&options(file.path())).unwrap()).unwrap();
     assert_eq!(blk.spec().id, 2);
     assert_eq!(blk.spec().features, 0b111_1110_0100_0100);
     let workers: Vec<_> = blk.spec().queues.iter().map(|queue| (queue.max_size, queue.worker)).collect();
@@ -420,7 +420,7 @@ fn write_cache() {
         blk.config().read(CONFIG_WRITEBACK, &mut byte);
         (byte[0], blk.write_cache.load(Ordering::Relaxed))
     };
-    let blk = Blk::new(&BlkConfig::default(), disk(Cache::WriteThrough));
+    let blk = Blk::new(&BlkConfig::default(), disk(Cache::WriteThrough)).unwrap();
     assert_eq!(shown(&blk), (0, false));
     blk.write_config(CONFIG_WRITEBACK, &[7]);
     assert_eq!(shown(&blk), (1, true));
@@ -437,15 +437,20 @@ fn write_cache() {
     blk.reset();
     assert_eq!(shown(&blk), (0, false));
     let on = BlkConfig { write_cache: Some(true), ..BlkConfig::default() };
-    assert_eq!(shown(&Blk::new(&on, disk(Cache::WriteThrough))), (1, true));
-    assert_eq!(shown(&Blk::new(&BlkConfig::default(), disk(Cache::Unsafe))), (1, true));
+    assert_eq!(shown(&Blk::new(&on, disk(Cache::WriteThrough)).unwrap()), (1, true));
+    assert_eq!(shown(&Blk::new(&BlkConfig::default(), disk(Cache::Unsafe)).unwrap()), (1, true));
 }
 
 /// Limits that no test with a real file reaches.
 #[test]
 fn parsing_at_the_edges() {
-    let limits =
-        Limits { sectors: u64::MAX / 512, block: 4096, read_only: false, discard: true, write_zeroes: true };
+    let limits = Limits {
+        sectors: u64::MAX / 512,
+        block: 4096,
+        read_only: false,
+        discard: MAX_RANGE_SECTORS,
+        write_zeroes: MAX_RANGE_SECTORS,
+    };
     let raw = |kind, sector, readable, writable| Raw {
         header: header(kind, sector),
         range: range(sector, 8, 1),
@@ -468,4 +473,42 @@ fn parsing_at_the_edges() {
         assert_eq!(op(&raw(OUT, 8, 4096, 0)), Op::Write { durable });
         assert_eq!(op(&raw(WRITE_ZEROES, 8, 16, 0)), Op::WriteZeroes { unmap: true, durable });
     }
+}
+
+#[test]
+fn block_sizes() {
+    let file = image();
+    let disk = || Disk::open(&options(file.path())).unwrap();
+    let with = |logical, physical| BlkConfig {
+        logical_block_size: Some(logical),
+        physical_block_size: Some(physical),
+        min_io_size: 8192,
+        opt_io_size: 65536,
+        discard_granularity: Some(65536),
+        ..BlkConfig::default()
+    };
+    let blk = Blk::new(&with(4096, 16384), disk()).unwrap();
+    let mut bytes = [0; 60];
+    blk.config().read(0, &mut bytes);
+    assert_eq!(bytes[20..32], [0, 0x10, 0, 0, 2, 0, 2, 0, 16, 0, 0, 0]);
+    assert_eq!(bytes[44..48], [128, 0, 0, 0]);
+    assert!(matches!(Blk::new(&with(1 << 30, 1 << 30), disk()), Err(BlkError::Size(..))));
+    assert!(matches!(Blk::new(&with(256, 512), disk()), Err(BlkError::BlockTooSmall(256, 512))));
+}
+
+#[test]
+fn statistics() {
+    let file = image();
+    let mut bench = Bench::new(&options(file.path()));
+    let statistics = bench.device.statistics();
+    assert_eq!(bench.request(IN, 0, Some((4096, true))).0, OK);
+    assert_eq!(bench.request(OUT, 8, Some((1024, false))).0, OK);
+    assert_eq!(bench.request(FLUSH, 0, None).0, OK);
+    assert_eq!(bench.request(IN, u64::MAX, Some((512, true))).0, IOERR);
+    let count = |kind| (statistics.count(kind).bytes, statistics.count(kind).operations);
+    assert_eq!(count(Kind::Read), (4096, 1));
+    assert_eq!(count(Kind::Write), (1024, 1));
+    assert_eq!(count(Kind::Flush), (0, 1));
+    assert_eq!(count(Kind::Discard), (0, 0));
+    assert_eq!((statistics.invalid(), statistics.highest_offset()), (1, 8 * 512 + 1024));
 }

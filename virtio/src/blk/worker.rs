@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use backend::block::{Completion, Engine, Op, Request};
 use memory::{GuestMemory, Pinned};
 use rustix::event::PollFlags;
 
+use super::Statistics;
 use super::request::{self, Action, HEADER_LEN, ID_LEN, Limits, RANGE_LEN, Raw, Status};
 use crate::device::{Queues, Sources, Wake, Worker};
 use crate::queue::{Chain, ChainError, Queue, QueueError};
@@ -16,6 +18,7 @@ pub(super) struct BlkWorker {
     memory: GuestMemory,
     engine: Box<dyn Engine>,
     limits: Limits,
+    statistics: Arc<Statistics>,
     serial: [u8; ID_LEN],
     /// Whether writes may stay in a cache until the next flush; `None` if there will be no flush.
     write_cache: Option<Arc<AtomicBool>>,
@@ -33,8 +36,17 @@ pub(super) struct BlkWorker {
 struct Slot {
     chain: Chain,
     data: Pinned,
-    /// Bytes that a successful read brings.
-    read: u64,
+    /// What the disk has to do.
+    work: Option<Work>,
+}
+
+/// What it is, where, how many bytes, and since when the disk has it.
+#[derive(Clone, Copy)]
+struct Work {
+    op: Op,
+    offset: u64,
+    len: u64,
+    since: Instant,
 }
 
 /// What became of a request.
@@ -53,6 +65,7 @@ impl BlkWorker {
         memory: GuestMemory,
         engine: Box<dyn Engine>,
         limits: Limits,
+        statistics: Arc<Statistics>,
         serial: [u8; ID_LEN],
         write_cache: Option<Arc<AtomicBool>>,
     ) -> BlkWorker {
@@ -61,6 +74,7 @@ impl BlkWorker {
             memory,
             engine,
             limits,
+            statistics,
             serial,
             write_cache,
             slots: Vec::new(),
@@ -98,7 +112,10 @@ impl BlkWorker {
                 self.chain.writer(&self.memory).write(id)?;
                 return Ok(Err((Status::Ok, len)));
             }
-            Err(status) => return Ok(Err((status, 0))),
+            Err(status) => {
+                self.statistics.add_invalid();
+                return Ok(Err((status, 0)));
+            }
         };
         let tag = self.free.pop().unwrap_or(self.slots.len());
         if tag == self.slots.len() {
@@ -118,7 +135,7 @@ impl BlkWorker {
             self.free.push(tag);
             return Err(error);
         }
-        slot.read = if op == Op::Read { len } else { 0 };
+        slot.work = Some(Work { op, offset, len, since: Instant::now() });
         std::mem::swap(&mut slot.chain, &mut self.chain);
         self.engine.submit(Request { tag: tag as u64, op, offset, len, data });
         Ok(Ok(()))
@@ -131,8 +148,10 @@ impl BlkWorker {
             any = true;
             let tag = tag as usize;
             let Some(slot) = self.slots.get_mut(tag) else { continue };
+            let Some(Work { op, offset, len, since }) = slot.work.take() else { continue };
+            self.statistics.add(op, offset, len, since.elapsed(), result.is_ok());
             let (status, written) = match result {
-                Ok(()) => (Status::Ok, slot.read),
+                Ok(()) => (Status::Ok, if op == Op::Read { len } else { 0 }),
                 Err(error) => {
                     log::debug!("disk request failed: {error}");
                     (Status::Error, 0)

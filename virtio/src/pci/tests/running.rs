@@ -228,3 +228,32 @@ fn isr_clears_when_read() {
     assert_eq!((rig.get(ISR, 4), rig.get(ISR, 4)), (1, 0));
     assert!(rig.sim.messages().is_empty());
 }
+
+/// Notifies only when asked to, and wants one interrupt a chain: a lost wake-up shows as a hang.
+#[test]
+fn a_driver_that_notifies_only_when_asked() {
+    let rig = Rig::new(Probe::new(Habit::Use));
+    let mut ring = rig.start(FEATURE_EVENT_IDX).into_iter().next().unwrap();
+    ring.chain(0, &[(DATA, 1, true)]);
+    ring.chain(1, &[(DATA, 1, true)]);
+    let mut kicks = 0;
+    for round in 0..20_000u16 {
+        ring.set_used_event(round);
+        ring.offer(round % 2);
+        if ring.available_event() == round {
+            kicks += 1;
+            rig.kick(0);
+        }
+        // Now and then the next comes just as the worker goes to sleep.
+        while ring.take_used().is_none() {
+            std::hint::spin_loop();
+        }
+        if round % 3 == 0 {
+            assert_eq!(rig.message(), Some(0x31));
+        } else {
+            rig.sim.messages();
+        }
+        (0..round % 257).for_each(|_| std::hint::spin_loop());
+    }
+    assert!(kicks > 0);
+}
