@@ -1,5 +1,7 @@
 //! From the command line's devices to PCI functions: opens what they need on the host.
 
+mod info;
+
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;
@@ -10,13 +12,14 @@ use backend::tap::Tap;
 use domain::SharedDomain;
 use memory::GuestMemory;
 use pci::{Bdf, Bus};
-use virtio::blk::{Blk, BlkConfig};
+use virtio::blk::{Blk, BlkConfig, Statistics};
 use virtio::net::{Net, NetConfig};
 
 use virtio::{Device as VirtioDevice, Rng, VirtioPci};
 
 use crate::cli::{
-    BlkDevice, BlockNode, Config, Device, Model, NetBackend, NetDevice, RngSource, Script, Tap as TapOptions, TapSource,
+    BlkDevice, BlockNode, Config, DetectZeroes, Device, ErrorAction, FileKind, Locking, Model, NetBackend, NetDevice,
+    RngDevice, RngSource, Script, Tap as TapOptions, TapSource,
 };
 use crate::run::Failure;
 
@@ -34,6 +37,8 @@ pub struct Drive {
     pub disk: Disk,
     /// `id=` of the device; empty without.
     pub device: String,
+    /// What was done on it.
+    pub statistics: Arc<Statistics>,
 }
 
 /// A network device, by the names that a user has for it.
@@ -49,9 +54,17 @@ pub struct Nic {
     down_script: Option<String>,
 }
 
+/// A function and where it goes.
+struct Placed {
+    at: Bdf,
+    /// `id=`; empty without.
+    id: String,
+    function: Arc<VirtioPci>,
+}
+
 /// All devices of a command line, open and ready.
 pub struct Devices {
-    functions: Vec<(Bdf, &'static str, Arc<VirtioPci>)>,
+    functions: Vec<Placed>,
     /// The disks.
     pub drives: Vec<Drive>,
     /// The network devices.
@@ -83,12 +96,12 @@ impl Devices {
         let virtio: Arc<dyn VirtioDevice> = match &device.model {
             Model::Blk(options) => self.blk(config, device, options, domain.vcpus())?,
             Model::Net(options) => self.net(config, device, options)?,
-            Model::Rng(options) => Arc::new(Rng::new(random_source(&options.source)?)),
+            Model::Rng(options) => Arc::new(rng(options)?),
         };
         let name = if device.id.is_empty() { device.driver } else { &device.id };
         let function = VirtioPci::new(virtio, name, device.vectors, memory.clone(), domain.clone())?;
         let at = Bdf::new(0, device.addr.device, device.addr.function).ok_or("no such PCI address")?;
-        self.functions.push((at, device.driver, Arc::new(function)));
+        self.functions.push(Placed { at, id: device.id.clone(), function: Arc::new(function) });
         Ok(())
     }
 
@@ -100,27 +113,32 @@ impl Devices {
         vcpus: u32,
     ) -> Result<Arc<dyn VirtioDevice>, Failure> {
         let node = config.block(&options.drive).ok_or("drive property not set")?;
-        let disk = Disk::open(&DiskOptions {
-            read_only: node.read_only,
-            direct: node.cache.direct,
-            no_flush: node.cache.no_flush,
-            write_back: node.cache.writeback,
-            discard: node.discard,
-            ..DiskOptions::new(&node.filename)
-        })?;
+        for action in [options.write_error, options.read_error] {
+            if matches!(action, ErrorAction::Ignore | ErrorAction::Stop) {
+                return Err("werror= and rerror= can only be 'report' or 'enospc': the guest gets every error".into());
+            }
+        }
+        let disk = open_disk(node)?;
         let cpus = config.smp.map_or(vcpus, |smp| smp.cpus);
+        let when = |on: bool, most: u32| if on { most } else { 0 };
         let blk = Blk::new(
             &BlkConfig {
                 serial: options.serial.clone(),
                 queues: options.num_queues.unwrap_or(cpus.try_into().unwrap_or(u16::MAX)),
                 queue_size: options.queue_size,
                 write_cache: Some(options.write_cache),
-                discard: options.discard,
-                write_zeroes: options.write_zeroes,
+                max_discard: when(options.discard, options.max_discard_sectors),
+                max_write_zeroes: when(options.write_zeroes, options.max_write_zeroes_sectors),
+                logical_block_size: options.logical_block_size,
+                physical_block_size: options.physical_block_size,
+                min_io_size: options.min_io_size,
+                opt_io_size: options.opt_io_size,
+                discard_granularity: options.discard_granularity,
             },
             disk.clone(),
-        );
-        self.drives.push(Drive { node: node.clone(), disk, device: device.id.clone() });
+        )?;
+        let statistics = blk.statistics();
+        self.drives.push(Drive { node: node.clone(), disk, device: device.id.clone(), statistics });
         Ok(Arc::new(blk))
     }
 
@@ -138,6 +156,7 @@ impl Devices {
             mtu: options.host_mtu,
             rx_queue_size: options.rx_queue_size,
             tx_queue_size: options.tx_queue_size,
+            speed: options.speed.map(|speed| (speed, options.full_duplex.unwrap_or(true))),
         };
         let net = Arc::new(Net::new(&net, taps)?);
         self.nics.push(Nic {
@@ -155,15 +174,10 @@ impl Devices {
     /// # Errors
     /// Two are at the same place.
     pub fn insert(&self, bus: &Bus) -> Result<(), Failure> {
-        for (at, _, function) in &self.functions {
+        for Placed { at, function, .. } in &self.functions {
             bus.insert(*at, function.clone())?;
         }
         Ok(())
-    }
-
-    /// Address and device model of every function.
-    pub fn functions(&self) -> impl Iterator<Item = (Bdf, &'static str)> + '_ {
-        self.functions.iter().map(|(at, driver, _)| (*at, *driver))
     }
 
     /// Runs what is to be run before taps go.
@@ -184,6 +198,43 @@ fn described(device: &Device) -> String {
         "" => device.driver.to_owned(),
         id => format!("{},id={id}", device.driver),
     }
+}
+
+/// Opens a disk as its options say, with QEMU's words where the file is of the wrong kind.
+fn open_disk(node: &BlockNode) -> Result<Disk, Failure> {
+    if node.detect_zeroes != DetectZeroes::Off {
+        return Err("detect-zeroes= can only be 'off'".into());
+    }
+    if node.locking == Locking::On {
+        return Err("file.locking=on: images are not locked yet".into());
+    }
+    let mut options = DiskOptions {
+        read_only: node.read_only,
+        direct: node.cache.direct,
+        no_flush: node.cache.no_flush,
+        write_back: node.cache.writeback,
+        discard: node.discard,
+        ..DiskOptions::new(&node.filename)
+    };
+    let mut disk = Disk::open(&options);
+    if disk.is_err() && node.auto_read_only && !node.read_only {
+        options.read_only = true;
+        disk = Disk::open(&options).or(disk);
+    }
+    let disk = disk?;
+    let name = node.filename.display();
+    match (node.kind, disk.is_block_device()) {
+        (FileKind::Regular, true) => Err(format!("'file' driver requires '{name}' to be a regular file").into()),
+        (FileKind::HostDevice, false) => Err(format!("'host_device' driver requires '{name}' to be a block device").into()),
+        _ => Ok(disk),
+    }
+}
+
+fn rng(options: &RngDevice) -> Result<Rng, Failure> {
+    if options.max_bytes.is_some() {
+        return Err("max-bytes= is not supported: leave it out".into());
+    }
+    Ok(Rng::new(random_source(&options.source)?))
 }
 
 fn random_source(source: &RngSource) -> Result<File, Failure> {

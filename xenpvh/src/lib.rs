@@ -11,6 +11,7 @@ pub mod layout;
 pub mod logging;
 pub mod machine;
 pub mod privileges;
+pub mod qmp;
 pub mod run;
 pub mod signals;
 pub mod store;

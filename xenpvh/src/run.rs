@@ -14,11 +14,12 @@ use xen::{DomId, IoRange, IoreqServer, Space, Store, Xen};
 
 use crate::acpi::{self, Outcome};
 use crate::cli::{Config, Machine as MachineKind};
+use crate::control::{Control, Served};
 use crate::devices::Devices;
 use crate::layout::Layout;
 use crate::machine::{CONFIG_ADDRESS, Machine, TIMER_CHANNEL_2};
 use crate::signals::Signals;
-use crate::{control, ioreq, logging, privileges, store, survey};
+use crate::{ioreq, logging, privileges, qmp, store, survey};
 
 /// What stops a start: one line for the user.
 pub type Failure = Box<dyn Error>;
@@ -32,7 +33,17 @@ pub fn run(config: Config) -> Result<(), Failure> {
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
-    serve(&config)
+    match config.machine {
+        MachineKind::Probe => probe(&config),
+        _ => serve(&config),
+    }
+}
+
+/// libxl's question what we can do: QMP until it says quit, and no domain.
+fn probe(config: &Config) -> Result<(), Failure> {
+    let mut qmp = qmp::listen(config)?;
+    Control::new(config, None).run(&Signals::new()?, &mut qmp)?;
+    Ok(())
 }
 
 fn serve(config: &Config) -> Result<(), Failure> {
@@ -55,6 +66,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     bus.insert(Bdf::default(), Arc::new(HostBridge::new()))?;
     devices.insert(&bus)?;
     let signals = Signals::new()?;
+    let mut qmp = qmp::listen(config)?;
     write_pid(config.pid_file.as_deref())?;
 
     if layout.ecam.exists() {
@@ -70,13 +82,19 @@ fn serve(config: &Config) -> Result<(), Failure> {
     store::withdraw_triggers(&mut store, domid)?;
     store.watch("@releaseDomain", "gone")?;
     privileges::drop(config, &xen)?;
-    store::announce_running(&mut store, domid)?;
-    let end = control::run(&signals, &mut store, &memory, domid);
+    let served = Served { domid, store, memory, bus: bus.clone(), devices };
+    let mut control = Control::new(config, Some(served));
+    if !config.paused {
+        control.start()?;
+    }
+    let end = control.run(&signals, &mut qmp);
     // Whatever ended it, the devices finish or give back what is in flight before the server goes.
     bus.reset();
-    devices.close();
+    if let Some(devices) = control.devices() {
+        devices.close();
+    }
     close(&mut server);
-    log::info!("no longer serving domain {domid}: {end:?}");
+    log::info!("no longer serving domain {domid}: {}", end.as_ref().map_or("failure", |end| end.reason()));
     end.map(drop)
 }
 

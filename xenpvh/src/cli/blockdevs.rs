@@ -82,7 +82,8 @@ pub(super) fn blockdev(argument: &str) -> Result<Node, String> {
 /// Reads the node whose keys all start with `at`.
 fn node(pairs: &mut Pairs, at: &str) -> Result<Node, String> {
     let key = |key: &str| format!("{at}{key}");
-    let driver = pairs.text(&key("driver"))?.ok_or_else(|| format!("Parameter '{}' is missing", key("driver")))?;
+    let driver =
+        pairs.text(&key("driver"))?.ok_or_else(|| format!("Parameter '{}' is missing", key("driver")))?;
     let name = pairs.text(&key("node-name"))?;
     if let Some(name) = &name {
         check_node_name(name)?;

@@ -98,10 +98,9 @@ fn read<'a>(config: &mut Config, pending: &mut Pending<'a>, given: &'a Given) ->
             pending.memory.merge(switches("size")?);
             pending.memory_given = Some(given);
         }
-        Name::Smp => pending
-            .smp
-            .get_or_insert_default()
-            .merge(keyval::parse(value, Grammar::Tree, Some("cpus"))?),
+        Name::Smp => {
+            pending.smp.get_or_insert_default().merge(keyval::parse(value, Grammar::Tree, Some("cpus"))?)
+        }
         Name::Title => {
             let mut pairs = switches("guest")?;
             if let Some(name) = pairs.text("guest")? {
@@ -249,7 +248,11 @@ fn blocks(config: &mut Config, pending: &Pending<'_>) -> Result<Vec<(String, Str
     Ok(covered)
 }
 
-fn devices(config: &mut Config, mut pending: Pending<'_>, covered: &[(String, String)]) -> Result<(), String> {
+fn devices(
+    config: &mut Config,
+    mut pending: Pending<'_>,
+    covered: &[(String, String)],
+) -> Result<(), String> {
     let no_bus = match &config.machine {
         Machine::Probe => true,
         Machine::Xenpv => false,
@@ -258,7 +261,12 @@ fn devices(config: &mut Config, mut pending: Pending<'_>, covered: &[(String, St
     // A drive's own device comes after those that were asked for by name.
     pending.requests.sort_by_key(|(given, _)| given.option == Name::Drive);
     let mut builder = Builder {
-        references: References { netdevs: &config.netdevs, blocks: &config.blocks, covered, rngs: &config.rngs },
+        references: References {
+            netdevs: &config.netdevs,
+            blocks: &config.blocks,
+            covered,
+            rngs: &config.rngs,
+        },
         globals: &mut pending.globals,
         slots: Slots::new(),
         devices: Vec::new(),

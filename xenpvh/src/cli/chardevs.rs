@@ -123,7 +123,11 @@ pub(super) fn monitor(argument: &str) -> Result<(Option<String>, Monitor), Strin
 }
 
 /// Checks that each monitor has a chardev to itself that it can talk over.
-pub(super) fn check_monitor(monitor: &Monitor, earlier: &[Monitor], chardevs: &[Chardev]) -> Result<(), String> {
+pub(super) fn check_monitor(
+    monitor: &Monitor,
+    earlier: &[Monitor],
+    chardevs: &[Chardev],
+) -> Result<(), String> {
     let name = &monitor.chardev;
     let Some(chardev) = chardevs.iter().find(|chardev| chardev.id == *name) else {
         return Err(format!("chardev \"{name}\" not found"));
@@ -133,6 +137,8 @@ pub(super) fn check_monitor(monitor: &Monitor, earlier: &[Monitor], chardevs: &[
     }
     match &chardev.backend {
         CharBackend::Socket(_) | CharBackend::Null => Ok(()),
-        CharBackend::Unused(kind) => Err(format!("chardev '{name}' is a {kind}, only a socket is supported here")),
+        CharBackend::Unused(kind) => {
+            Err(format!("chardev '{name}' is a {kind}, only a socket is supported here"))
+        }
     }
 }

@@ -311,7 +311,8 @@ pub enum FileKind {
 /// `cache=`, taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cache {
-    /// The guest sees a volatile write cache (and flushes it). Off: each write is on the medium before it completes.
+    /// The guest sees a volatile write cache (and flushes it). Off: each write is on the medium before it
+    /// completes.
     pub writeback: bool,
     /// Go around the host's page cache.
     pub direct: bool,

@@ -111,7 +111,15 @@ impl Builder<'_> {
             Kind::Blk => Model::Blk(self.blk(&settings)?),
             Kind::Rng => Model::Rng(self.rng(&settings)?),
         };
-        self.devices.push(Device { typed: typed.to_owned(), id, driver: driver.name, addr, multifunction, vectors, model });
+        self.devices.push(Device {
+            typed: typed.to_owned(),
+            id,
+            driver: driver.name,
+            addr,
+            multifunction,
+            vectors,
+            model,
+        });
         Ok(())
     }
 
@@ -121,7 +129,10 @@ impl Builder<'_> {
             if !self.references.netdevs.iter().any(|netdev| netdev.id == *name) {
                 return Err(format!("Property 'virtio-net-device.netdev' can't find value '{name}'"));
             }
-            let used = |device: &Device| matches!(&device.model, Model::Net(net) if net.netdev.as_ref() == Some(name));
+            let used = |device: &Device| match &device.model {
+                Model::Net(net) => net.netdev.as_ref() == Some(name),
+                _ => false,
+            };
             if self.devices.iter().any(used) {
                 return Err(format!(
                     "Property 'virtio-net-device.netdev' can't take value '{name}', it's in use"
@@ -206,7 +217,9 @@ impl Builder<'_> {
         };
         let queue_size = settings.number("queue-size");
         if !queue_size.is_power_of_two() || queue_size > 1024 {
-            return Err(format!("invalid queue-size property ({queue_size}), must be a power of 2 (max 1024)"));
+            return Err(format!(
+                "invalid queue-size property ({queue_size}), must be a power of 2 (max 1024)"
+            ));
         }
         if queue_size <= 2 {
             return Err(format!("invalid queue-size property ({queue_size}), must be > 2"));
@@ -252,7 +265,8 @@ impl Builder<'_> {
             physical_block_size: physical,
             min_io_size: settings.wide("min_io_size"),
             opt_io_size: settings.wide("opt_io_size"),
-            discard_granularity: Some(settings.wide("discard_granularity")).filter(|bytes| *bytes != u32::MAX),
+            discard_granularity: Some(settings.wide("discard_granularity"))
+                .filter(|bytes| *bytes != u32::MAX),
             write_cache: settings.auto("write-cache").unwrap_or(node.cache.writeback),
             config_wce: settings.on("config-wce"),
             discard: settings.on("discard"),

@@ -96,10 +96,13 @@ impl Driver {
 
 /// Finds a driver by name or alias.
 pub(super) fn driver(name: &str) -> Result<&'static Driver, String> {
-    if let Some(driver) = DRIVERS.iter().find(|driver| name == driver.name || (name == driver.alias && !name.is_empty())) {
+    if let Some(driver) =
+        DRIVERS.iter().find(|driver| name == driver.name || (name == driver.alias && !name.is_empty()))
+    {
         return Ok(driver);
     }
-    if name.strip_suffix("-transitional").is_some_and(|base| DRIVERS.iter().any(|driver| driver.name == base)) {
+    if name.strip_suffix("-transitional").is_some_and(|base| DRIVERS.iter().any(|driver| driver.name == base))
+    {
         return Err(format!(
             "'{name}' is not supported: legacy virtio needs I/O ports, and a PVH guest's devices have none"
         ));
@@ -118,7 +121,8 @@ pub(super) struct Request {
 pub(super) fn request(argument: &str) -> Result<Request, String> {
     let mut pairs = keyval::parse_or_json(argument, Grammar::Switches, "driver")?;
     let id = pairs.optional_id()?.unwrap_or_default();
-    let name = pairs.text("driver")?.filter(|name| !name.is_empty()).ok_or("Parameter 'driver' is missing")?;
+    let name =
+        pairs.text("driver")?.filter(|name| !name.is_empty()).ok_or("Parameter 'driver' is missing")?;
     let driver = driver(&name)?;
     if let Some(bus) = pairs.text("bus")?
         && bus != "pcie.0"
@@ -157,7 +161,9 @@ impl Global {
         let parts = (pairs.text("driver")?, pairs.text("property")?, pairs.text("value")?);
         pairs.finish()?;
         match parts {
-            (Some(driver), Some(property), Some(value)) => Ok(Global { driver, property, value, used: false }),
+            (Some(driver), Some(property), Some(value)) => {
+                Ok(Global { driver, property, value, used: false })
+            }
             _ => Err("options 'driver', 'property', and 'value' are required".to_owned()),
         }
     }

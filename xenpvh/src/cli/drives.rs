@@ -6,7 +6,8 @@ use super::config::{BlockNode, BlockOrigin, Cache, DetectZeroes, ErrorAction, Fi
 use super::keyval::{self, Grammar, Pairs};
 use super::number;
 
-pub(super) const DISCARD: &[(&str, bool)] = &[("ignore", false), ("off", false), ("unmap", true), ("on", true)];
+pub(super) const DISCARD: &[(&str, bool)] =
+    &[("ignore", false), ("off", false), ("unmap", true), ("on", true)];
 pub(super) const DETECT_ZEROES: &[(&str, DetectZeroes)] =
     &[("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
 pub(super) const LOCKING: &[(&str, Locking)] =
@@ -20,8 +21,21 @@ pub(super) const ERROR_ACTIONS: &[(&str, ErrorAction)] = &[
 ];
 
 /// Image formats that QEMU has and we have not.
-pub(super) const OTHER_FORMATS: &[&str] =
-    &["bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc", "vvfat"];
+pub(super) const OTHER_FORMATS: &[&str] = &[
+    "bochs",
+    "cloop",
+    "dmg",
+    "luks",
+    "parallels",
+    "qcow",
+    "qcow2",
+    "qed",
+    "vdi",
+    "vhdx",
+    "vmdk",
+    "vpc",
+    "vvfat",
+];
 
 const CACHE_MODES: &[(&str, Cache)] = &[
     ("writeback", Cache { writeback: true, direct: false, no_flush: false }),
@@ -75,13 +89,13 @@ pub(super) fn drive(argument: &str, index: usize) -> Result<Drive, String> {
     if pairs.switch("copy-on-read")?.unwrap_or(false) {
         return Err("copy-on-read=on is not supported".to_owned());
     }
-    let mut cache = word(&mut pairs, "cache", CACHE_MODES, |_| "invalid cache option".to_owned())?.unwrap_or_default();
+    let mut cache =
+        word(&mut pairs, "cache", CACHE_MODES, |_| "invalid cache option".to_owned())?.unwrap_or_default();
     cache_switches(&mut pairs, &mut cache)?;
     let mut read_only = pairs.switch("readonly")?;
     read_only = pairs.switch("read-only")?.or(read_only);
     let discard = word(&mut pairs, "discard", DISCARD, |_| "Invalid discard option".to_owned())?;
-    let detect_zeroes =
-        word(&mut pairs, "detect-zeroes", DETECT_ZEROES, invalid_value)?.unwrap_or_default();
+    let detect_zeroes = word(&mut pairs, "detect-zeroes", DETECT_ZEROES, invalid_value)?.unwrap_or_default();
     if detect_zeroes == DetectZeroes::Unmap && discard != Some(true) {
         return Err(UNMAP_NEEDS_DISCARD.to_owned());
     }
@@ -159,7 +173,9 @@ fn file(pairs: &mut Pairs) -> Result<(PathBuf, FileKind), String> {
             // A word and a colon before any slash name a protocol.
             let head = &name[..name.find('/').unwrap_or(name.len())];
             match head.split_once(':') {
-                Some(("file" | "host_device", _)) => name.split_once(':').map_or("", |(_, path)| path).to_owned(),
+                Some(("file" | "host_device", _)) => {
+                    name.split_once(':').map_or("", |(_, path)| path).to_owned()
+                }
                 Some((protocol, _)) => return Err(format!("Unknown protocol '{protocol}'")),
                 None => name,
             }
@@ -195,5 +211,9 @@ fn word<T: Copy>(
 
 /// Checks the name of a block node.
 pub(super) fn check_node_name(name: &str) -> Result<(), String> {
-    if number::is_identifier(name) && name.len() < 32 { Ok(()) } else { Err(format!("Invalid node-name: '{name}'")) }
+    if number::is_identifier(name) && name.len() < 32 {
+        Ok(())
+    } else {
+        Err(format!("Invalid node-name: '{name}'"))
+    }
 }

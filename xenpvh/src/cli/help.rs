@@ -56,7 +56,7 @@ pub(super) fn asked(name: &str, argument: &str) -> Result<Option<String>, String
     let words: Vec<&str> = argument.split(',').collect();
     let is_help = |word: &&str| matches!(*word, "help" | "?");
     let first = words.first().is_some_and(is_help);
-    if !words.iter().any(|word| is_help(&word)) || argument.starts_with('{') {
+    if !words.iter().any(is_help) || argument.starts_with('{') {
         return Ok(None);
     }
     let subject = words.first().map_or("", |word| word.split_once('=').map_or(*word, |(_, value)| value));
@@ -111,7 +111,8 @@ fn devices() -> String {
             let gap = if text.is_empty() { "" } else { "\n" };
             let _ = writeln!(text, "{gap}{category}:");
         }
-        let alias = if driver.alias.is_empty() { String::new() } else { format!(", alias \"{}\"", driver.alias) };
+        let alias =
+            if driver.alias.is_empty() { String::new() } else { format!(", alias \"{}\"", driver.alias) };
         let _ = writeln!(text, "name \"{}\", bus PCI{alias}", driver.name);
     }
     text

@@ -38,7 +38,11 @@ pub(super) fn parse_or_json(argument: &str, grammar: Grammar, implied: &str) -> 
         return parse(argument, grammar, Some(implied));
     }
     let json: Json = serde_json::from_str(argument).map_err(|error| {
-        if error.is_eof() { "JSON parse error, premature EOI".to_owned() } else { format!("JSON parse error, {error}") }
+        if error.is_eof() {
+            "JSON parse error, premature EOI".to_owned()
+        } else {
+            format!("JSON parse error, {error}")
+        }
     })?;
     let mut pairs = Pairs::default();
     flatten(&json, "", &mut pairs);
@@ -187,7 +191,8 @@ impl Pairs {
 
     /// Takes every pair whose key starts with `prefix`.
     pub fn take_under(&mut self, prefix: &str) -> Pairs {
-        let (under, others) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key.starts_with(prefix));
+        let (under, others) =
+            std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key.starts_with(prefix));
         self.0 = others;
         Pairs(under)
     }
@@ -280,7 +285,9 @@ mod tests {
     use super::*;
 
     fn pairs(items: &[(&str, &str)]) -> Pairs {
-        Pairs(items.iter().map(|(key, value)| ((*key).to_owned(), Value::Text((*value).to_owned()))).collect())
+        Pairs(
+            items.iter().map(|(key, value)| ((*key).to_owned(), Value::Text((*value).to_owned()))).collect(),
+        )
     }
 
     #[test]

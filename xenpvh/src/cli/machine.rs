@@ -35,7 +35,11 @@ pub(super) struct Property {
 /// The sizes and addresses that `-machine xenpvh` takes.
 pub(super) const PROPERTIES: &[Property] = &[
     Property { name: "pci-ecam-base", help: "Set base address for pci-ecam", field: |l| &mut l.ecam_base },
-    Property { name: "pci-ecam-size", help: "Set memory range size for pci-ecam", field: |l| &mut l.ecam_size },
+    Property {
+        name: "pci-ecam-size",
+        help: "Set memory range size for pci-ecam",
+        field: |l| &mut l.ecam_size,
+    },
     Property { name: "pci-mmio-base", help: "Set base address for pci-mmio", field: |l| &mut l.mmio_base },
     Property {
         name: "pci-mmio-high-base",
@@ -47,11 +51,27 @@ pub(super) const PROPERTIES: &[Property] = &[
         help: "Set memory range size for pci-mmio-high",
         field: |l| &mut l.mmio_high_size,
     },
-    Property { name: "pci-mmio-size", help: "Set memory range size for pci-mmio", field: |l| &mut l.mmio_size },
-    Property { name: "ram-high-base", help: "Set base address for ram-high", field: |l| &mut l.ram_high_base },
-    Property { name: "ram-high-size", help: "Set memory range size for ram-high", field: |l| &mut l.ram_high_size },
+    Property {
+        name: "pci-mmio-size",
+        help: "Set memory range size for pci-mmio",
+        field: |l| &mut l.mmio_size,
+    },
+    Property {
+        name: "ram-high-base",
+        help: "Set base address for ram-high",
+        field: |l| &mut l.ram_high_base,
+    },
+    Property {
+        name: "ram-high-size",
+        help: "Set memory range size for ram-high",
+        field: |l| &mut l.ram_high_size,
+    },
     Property { name: "ram-low-base", help: "Set base address for ram-low", field: |l| &mut l.ram_low_base },
-    Property { name: "ram-low-size", help: "Set memory range size for ram-low", field: |l| &mut l.ram_low_size },
+    Property {
+        name: "ram-low-size",
+        help: "Set memory range size for ram-low",
+        field: |l| &mut l.ram_low_size,
+    },
 ];
 
 /// Reads one `-machine` argument; several are merged.
@@ -104,7 +124,9 @@ pub(super) fn machine(mut pairs: Pairs) -> Result<Machine, String> {
 pub(super) fn accelerator(list: &str) -> Result<(), String> {
     let name = list.split(',').next().unwrap_or("");
     match name.split(':').find(|name| *name != "xen") {
-        Some(other) if !name.split(':').any(|name| name == "xen") => Err(format!("invalid accelerator {other}")),
+        Some(other) if !name.split(':').any(|name| name == "xen") => {
+            Err(format!("invalid accelerator {other}"))
+        }
         _ => Ok(()),
     }
 }
@@ -178,7 +200,8 @@ pub(super) fn smp(pairs: Pairs) -> Result<Smp, String> {
     let cpus = cpus.unwrap_or(maxcpus);
     if total != maxcpus {
         return Err(format!(
-            "Invalid CPU topology: product of the hierarchy must match maxcpus: {total} != maxcpus ({maxcpus})"
+            "Invalid CPU topology: product of the hierarchy must match maxcpus: \
+             {total} != maxcpus ({maxcpus})"
         ));
     }
     if maxcpus < cpus {
@@ -189,6 +212,8 @@ pub(super) fn smp(pairs: Pairs) -> Result<Smp, String> {
     }
     match (u32::try_from(cpus), u32::try_from(maxcpus)) {
         (Ok(cpus), Ok(maxcpus)) if maxcpus <= MAX_CPUS => Ok(Smp { cpus, maxcpus }),
-        _ => Err(format!("Invalid SMP CPUs {maxcpus}. The max CPUs supported by machine 'xenpvh' is {MAX_CPUS}")),
+        _ => Err(format!(
+            "Invalid SMP CPUs {maxcpus}. The max CPUs supported by machine 'xenpvh' is {MAX_CPUS}"
+        )),
     }
 }

@@ -11,7 +11,17 @@ const MAX_QUEUES: u64 = 256;
 
 /// Kinds of netdev that QEMU has and we have not.
 const UNSUPPORTED: &[&str] = &[
-    "bridge", "dgram", "hubport", "l2tpv3", "passt", "socket", "stream", "user", "vde", "vhost-user", "vhost-vdpa",
+    "bridge",
+    "dgram",
+    "hubport",
+    "l2tpv3",
+    "passt",
+    "socket",
+    "stream",
+    "user",
+    "vde",
+    "vhost-user",
+    "vhost-vdpa",
 ];
 
 /// Reads one `-netdev` argument.
@@ -97,7 +107,10 @@ fn descriptor(text: &str) -> Result<RawFd, String> {
 /// Takes the name of a network interface, which Linux keeps in 16 bytes (`IFNAMSIZ`).
 fn interface(key: &str, pairs: &mut Pairs) -> Result<Option<String>, String> {
     let Some(name) = pairs.text(key)? else { return Ok(None) };
-    if name.is_empty() || name.len() > 15 || name.contains(|c: char| c == '/' || c == '\0' || c.is_whitespace()) {
+    if name.is_empty()
+        || name.len() > 15
+        || name.contains(|c: char| c == '/' || c == '\0' || c.is_whitespace())
+    {
         return Err(format!("{key}={name} is not the name of a network interface (1 to 15 characters)"));
     }
     Ok(Some(name))

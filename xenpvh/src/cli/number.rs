@@ -73,8 +73,7 @@ pub(super) fn size(text: &str, default_suffix: char) -> Result<u64, NotASize> {
     if number.contains('.') && (shift == 0 || suffix.is_none()) {
         return Err(NotASize::Malformed);
     }
-    let whole: u128 =
-        if whole.is_empty() { 0 } else { whole.parse().map_err(|_| NotASize::OutOfRange)? };
+    let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| NotASize::OutOfRange)? };
     // 18 digits are finer than a byte of an exabyte; more would overflow.
     let fraction = &fraction[..fraction.len().min(18)];
     let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
@@ -116,7 +115,9 @@ mod tests {
         }
         assert_eq!(size("512", 'M'), Ok(512 << 20));
         assert_eq!(size("0x10", 'M'), Ok(16));
-        for text in ["", "x", "k", ".", "1.5", "1e3", "0x10G", "0x", "0x1.8", "4kk", "1.5B", "+1", "1 ", "é", "1é"] {
+        for text in
+            ["", "x", "k", ".", "1.5", "1e3", "0x10G", "0x", "0x1.8", "4kk", "1.5B", "+1", "1 ", "é", "1é"]
+        {
             assert_eq!(size(text, 'B'), Err(NotASize::Malformed), "{text}");
         }
         for text in ["-1", "16E", "18446744073709551616", "99999999999999999999999999999999999999999999"] {

@@ -14,9 +14,9 @@ pub(super) fn object(argument: &str) -> Result<RngObject, String> {
     let kind = pairs.text("qom-type")?.ok_or("Parameter 'qom-type' is missing")?;
     let source = match kind.as_str() {
         "rng-builtin" => RngSource::Builtin,
-        "rng-random" => {
-            RngSource::File(PathBuf::from(pairs.text("filename")?.unwrap_or_else(|| "/dev/urandom".to_owned())))
-        }
+        "rng-random" => RngSource::File(PathBuf::from(
+            pairs.text("filename")?.unwrap_or_else(|| "/dev/urandom".to_owned()),
+        )),
         other => return Err(format!("Parameter 'qom-type' does not accept value '{other}'")),
     };
     let id = pairs.id()?;

@@ -76,7 +76,8 @@ const fn refused(name: &'static str, argument: &'static str, why: &'static str) 
 }
 
 const NO_SCREEN: &str = "there is no display, keyboard or sound here";
-const USE_DRIVE: &str = "not supported, use -drive file=PATH,format=raw,if=none,id=ID and -device virtio-blk-pci,drive=ID";
+const USE_DRIVE: &str =
+    "not supported, use -drive file=PATH,format=raw,if=none,id=ID and -device virtio-blk-pci,drive=ID";
 const NO_CONFIG: &str = "not supported, give options on the command line";
 
 /// Every option, in the order in which `-help` shows them.
@@ -84,18 +85,29 @@ pub(super) const OPTIONS: &[Spec] = &[
     used("help", "", Name::Help, "show this and exit"),
     used("h", "", Name::Help, ""),
     used("version", "", Name::Version, "show the version and exit"),
-    used("machine", "[type=]name[,prop=value,...]", Name::Machine, "what to build ('-machine help' lists them)"),
+    used(
+        "machine",
+        "[type=]name[,prop=value,...]",
+        Name::Machine,
+        "what to build ('-machine help' lists them)",
+    ),
     used("M", "[type=]name[,prop=value,...]", Name::Machine, "short for -machine"),
     used("accel", "xen", Name::Accel, "who runs the guest: xen, and nothing else"),
     used("m", "[size=]megs", Name::Memory, "guest memory, in MiB unless it has a suffix"),
     used("smp", "[cpus=]n[,maxcpus=n]", Name::Smp, "number of vCPUs"),
     used("name", "string", Name::Title, "name of the guest"),
-    used("device", "driver[,prop=value,...]", Name::Device, "add a device ('-device help', '-device driver,help')"),
+    used(
+        "device",
+        "driver[,prop=value,...]",
+        Name::Device,
+        "add a device ('-device help', '-device driver,help')",
+    ),
     used("global", "driver.prop=value", Name::Global, "set a default for a property of a device"),
     used("drive", "file=path,format=raw,if=none,id=name[,...]", Name::Drive, "a disk image"),
     used("blockdev", "[driver=]driver,node-name=name[,...]", Name::Blockdev, "a disk image"),
     used("netdev", "tap,id=name[,ifname=name][,...]", Name::Netdev, "the host end of a NIC"),
     used("net", "none", Name::Net, "no network"),
+    used("nic", "none", Name::Net, ""),
     used("object", "rng-random|rng-builtin,id=name[,...]", Name::Object, "a source of randomness"),
     used("chardev", "socket,id=name,path=path,server=on,wait=off", Name::Chardev, "a socket for -mon"),
     used("mon", "[chardev=]name,mode=control", Name::Mon, "QMP over a chardev"),
@@ -150,7 +162,6 @@ pub(super) const OPTIONS: &[Spec] = &[
     refused("hdc", "file", USE_DRIVE),
     refused("hdd", "file", USE_DRIVE),
     refused("mem-path", "path", "-mem-path not supported with Xen"),
-    refused("nic", "options", "not supported, use -netdev tap,id=ID and -device virtio-net-pci,netdev=ID"),
     refused("readconfig", "file", NO_CONFIG),
     refused("sdl", "", NO_SCREEN),
     refused("set", "group.id.arg=value", NO_CONFIG),
@@ -170,7 +181,13 @@ pub const OPTION_GROUPS: &[OptionGroup] = &[
     ("action", &[("shutdown", "string"), ("reboot", "string"), ("panic", "string"), ("watchdog", "string")]),
     (
         "chardev",
-        &[("backend", "string"), ("path", "string"), ("fd", "string"), ("server", "boolean"), ("wait", "boolean")],
+        &[
+            ("backend", "string"),
+            ("path", "string"),
+            ("fd", "string"),
+            ("server", "boolean"),
+            ("wait", "boolean"),
+        ],
     ),
     ("device", &[]),
     ("global", &[("driver", "string"), ("property", "string"), ("value", "string")]),

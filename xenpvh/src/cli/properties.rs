@@ -49,7 +49,13 @@ pub(super) struct Property {
 }
 
 impl Property {
-    const fn new(owner: Owner, name: &'static str, kind: Type, default: &'static str, help: &'static str) -> Property {
+    const fn new(
+        owner: Owner,
+        name: &'static str,
+        kind: Type,
+        default: &'static str,
+        help: &'static str,
+    ) -> Property {
         Property { name, owner, kind, default, only: None, help }
     }
 
@@ -205,7 +211,12 @@ pub(super) enum Setting {
 }
 
 /// Reads the value of `property` of the device `driver`, whose virtio half is `virtio_name`.
-pub(super) fn setting(property: &Property, value: Value, driver: &str, virtio_name: &str) -> Result<Setting, String> {
+pub(super) fn setting(
+    property: &Property,
+    value: Value,
+    driver: &str,
+    virtio_name: &str,
+) -> Result<Setting, String> {
     let name = property.name;
     let does_not_take = |text: &str| {
         let owner = if property.owner == Owner::Pci { driver } else { virtio_name };
@@ -279,7 +290,11 @@ fn signed(name: &str, value: Value) -> Result<i64, String> {
         }
         Value::Json(json) => json.as_i64().ok_or_else(|| format!("Parameter '{name}' expects int64"))?,
     };
-    if i32::try_from(number).is_err() { Err(format!("Parameter '{name}' expects int32_t")) } else { Ok(number) }
+    if i32::try_from(number).is_err() {
+        Err(format!("Parameter '{name}' expects int32_t"))
+    } else {
+        Ok(number)
+    }
 }
 
 /// Six bytes in hexadecimal with colons or dashes between them.

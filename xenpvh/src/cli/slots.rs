@@ -32,9 +32,9 @@ impl Slots {
     ) -> Result<Addr, String> {
         let (slot, function) = match wanted {
             Some(addr) => addr,
-            None => (1..SLOTS).map(|slot| (slot, 0)).find(|addr| self.owner(*addr).is_none()).ok_or_else(|| {
-                format!("PCI: no slot/function available for {driver}, all in use or reserved")
-            })?,
+            None => (1..SLOTS).map(|slot| (slot, 0)).find(|addr| self.owner(*addr).is_none()).ok_or_else(
+                || format!("PCI: no slot/function available for {driver}, all in use or reserved"),
+            )?,
         };
         if let Some(owner) = self.owner((slot, function)) {
             let id = if owner.id.is_empty() { String::new() } else { format!(",id={}", owner.id) };

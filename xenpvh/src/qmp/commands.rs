@@ -50,7 +50,12 @@ pub(super) const COMMANDS: &[Command] = &[
         Err(Error::generic("Could not set password"))
     }),
     command("cont", &[], |context, _| cont(context)),
-    Command { name: "device_add", parameters: &[("driver", Type::String, true)], open: true, run: device_add },
+    Command {
+        name: "device_add",
+        parameters: &[("driver", Type::String, true)],
+        open: true,
+        run: device_add,
+    },
     command("device_del", &[("id", Type::String, true)], device_del),
     command(
         "human-monitor-command",
@@ -89,10 +94,14 @@ pub(super) const COMMANDS: &[Command] = &[
     command("query-vnc", &[], |_, _| Ok(json!({"enabled": false}))),
     command("quit", &[], |context, _| quit(context)),
     command("remove-fd", &[("fdset-id", Type::Integer, true), ("fd", Type::Integer, false)], remove_fd),
-    command("set_link", &[("name", Type::String, true), ("up", Type::Boolean, true)], |context, arguments| {
-        let up = arguments.get("up") == Some(&Value::Bool(true));
-        context.backend.set_link(text(arguments, "name"), up).map(|()| json!({}))
-    }),
+    command(
+        "set_link",
+        &[("name", Type::String, true), ("up", Type::Boolean, true)],
+        |context, arguments| {
+            let up = arguments.get("up") == Some(&Value::Bool(true));
+            context.backend.set_link(text(arguments, "name"), up).map(|()| json!({}))
+        },
+    ),
     command("stop", &[], |context, _| stop(context)),
     command("system_powerdown", &[], |context, _| system_powerdown(context)),
     command("system_reset", &[], |context, _| system_reset(context)),

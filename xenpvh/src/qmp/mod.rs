@@ -17,6 +17,6 @@ mod types;
 pub use listener::{ListenError, Listener};
 pub use server::{Server, listen};
 pub use types::{
-    BlockInfo, BlockStats, CharInfo, Class, Control, Error, Event, FunctionInfo, NicInfo, OperationStats, RegionInfo,
-    RunState,
+    BlockInfo, BlockStats, CharInfo, Class, Control, Error, Event, FunctionInfo, NicInfo, OperationStats,
+    RegionInfo, RunState,
 };

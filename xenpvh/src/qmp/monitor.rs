@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::commands::{self, Context};
 use super::query;
-use super::types::{RunState, BlockInfo};
+use super::types::{BlockInfo, RunState};
 
 type Run = fn(&mut Context<'_>, &[&str]) -> String;
 
@@ -87,7 +87,8 @@ fn blocks(context: &Context<'_>) -> String {
 fn block(block: &BlockInfo) -> String {
     let node = query::node_name(block);
     let name = if block.device.is_empty() { node } else { format!("{} ({node})", block.device) };
-    let mut text = format!("{name}: {} (raw{})\n", block.filename, if block.read_only { ", read-only" } else { "" });
+    let mut text =
+        format!("{name}: {} (raw{})\n", block.filename, if block.read_only { ", read-only" } else { "" });
     if !block.qdev.is_empty() {
         let _ = writeln!(text, "    Attached to:      {}", query::qdev(block));
     }
@@ -99,14 +100,19 @@ fn block(block: &BlockInfo) -> String {
 }
 
 fn chardevs(context: &Context<'_>) -> String {
-    context.chardevs.iter().map(|chardev| format!("{}: filename={}\n", chardev.label, chardev.filename)).collect()
+    context
+        .chardevs
+        .iter()
+        .map(|chardev| format!("{}: filename={}\n", chardev.label, chardev.filename))
+        .collect()
 }
 
 fn network(context: &Context<'_>) -> String {
     let mut text = String::new();
     for nic in context.backend.nics() {
         let mac: Vec<String> = nic.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-        let _ = writeln!(text, "{}: index=0,type=nic,model={},macaddr={}", nic.name, nic.model, mac.join(":"));
+        let _ =
+            writeln!(text, "{}: index=0,type=nic,model={},macaddr={}", nic.name, nic.model, mac.join(":"));
         if !nic.netdev.is_empty() {
             let down = if nic.link_up { "" } else { ",link=down" };
             let _ = writeln!(text, " \\ {}: index=0,{}{down}", nic.netdev, nic.netdev_about);
@@ -138,7 +144,9 @@ fn pci(context: &Context<'_>) -> String {
             let bits = if region.wide { 64 } else { 32 };
             let prefetch = if region.prefetch { " prefetchable" } else { "" };
             let place = match region.address {
-                Some(at) => format!("at 0x{at:08x} [0x{:08x}]", at.saturating_add(region.size.saturating_sub(1))),
+                Some(at) => {
+                    format!("at 0x{at:08x} [0x{:08x}]", at.saturating_add(region.size.saturating_sub(1)))
+                }
                 None => "(not mapped)".to_owned(),
             };
             let _ = writeln!(text, "      BAR{}: {bits} bit{prefetch} memory {place}.", region.bar);

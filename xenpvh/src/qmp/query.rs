@@ -52,7 +52,8 @@ fn node(block: &BlockInfo) -> Value {
         "iops_wr": 0, "ro": block.read_only, "node-name": node_name(block), "backing_file_depth": 0,
         "drv": "raw", "iops": 0, "bps_wr": 0, "write_threshold": 0, "encrypted": false, "bps": 0, "bps_rd": 0,
         "cache": {
-            "no-flush": block.cache.no_flush, "direct": block.cache.direct, "writeback": block.cache.writeback,
+            "no-flush": block.cache.no_flush, "direct": block.cache.direct,
+            "writeback": block.cache.writeback,
         },
         "file": block.filename,
     })
@@ -60,7 +61,11 @@ fn node(block: &BlockInfo) -> Value {
 
 /// The place of a disk's device in QEMU's tree of objects.
 pub(super) fn qdev(block: &BlockInfo) -> String {
-    if block.qdev.is_empty() { String::new() } else { format!("/machine/peripheral/{}/virtio-backend", block.qdev) }
+    if block.qdev.is_empty() {
+        String::new()
+    } else {
+        format!("/machine/peripheral/{}/virtio-backend", block.qdev)
+    }
 }
 
 pub(super) fn blocks(backend: &dyn Control) -> Value {

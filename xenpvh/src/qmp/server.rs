@@ -226,7 +226,8 @@ impl Client {
         let mut taken = 0;
         while !self.closing && taken < MAX_TURN {
             match self.socket.read(&mut buffer) {
-                Ok(0) => self.hang_up(),
+                // It may have closed one half only, and still want its answers.
+                Ok(0) => self.closing = true,
                 Ok(length) => {
                     taken += length;
                     let mut items = Vec::new();
@@ -246,7 +247,13 @@ impl Client {
     }
 
     /// Answers one item of the stream.
-    fn item(&mut self, item: Item, chardevs: &[CharInfo], backend: &mut dyn Control, pretty: bool) -> Vec<Event> {
+    fn item(
+        &mut self,
+        item: Item,
+        chardevs: &[CharInfo],
+        backend: &mut dyn Control,
+        pretty: bool,
+    ) -> Vec<Event> {
         if self.closing {
             return Vec::new();
         }
@@ -322,7 +329,7 @@ fn reply(id: Option<Value>, result: Result<Value, Error>) -> Value {
         (Ok(value), Some(id)) => json!({"return": value, "id": id}),
         (Ok(value), None) => json!({"return": value}),
         (Err(error), id) => {
-            let error = json!({"class": format!("{:?}", error.class), "desc": error.desc});
+            let error = json!({"class": error.class.name(), "desc": error.desc});
             match id {
                 Some(id) => json!({"id": id, "error": error}),
                 None => json!({"error": error}),

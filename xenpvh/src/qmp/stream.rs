@@ -64,7 +64,7 @@ impl Splitter {
 
     fn byte(&mut self, byte: u8, out: &mut impl FnMut(Item)) {
         match self.state {
-            State::String(_) | State::Escape(_) if byte < 0x20 || byte >= 0xfe => self.stray(byte, out),
+            State::String(_) | State::Escape(_) if !(0x20..0xfe).contains(&byte) => self.stray(byte, out),
             State::String(quote) => {
                 self.message.push(byte);
                 if byte == quote {
@@ -202,12 +202,15 @@ mod tests {
     #[test]
     fn the_stream_goes_on_behind_garbage() {
         assert_eq!(split(b"\xff{}"), ["!JSON parse error, stray '\\uFFFD'", "{}"]);
-        assert_eq!(split(b"{\"a\":\"\x01\"}\n{}"), [
-            "!JSON parse error, stray '\\u0001'".to_owned(),
-            // What was behind the bad byte, up to the next one where things can start.
-            "!JSON parse error, stray '\\u000A'".to_owned(),
-            "{}".to_owned(),
-        ]);
+        assert_eq!(
+            split(b"{\"a\":\"\x01\"}\n{}"),
+            [
+                "!JSON parse error, stray '\\u0001'".to_owned(),
+                // What was behind the bad byte, up to the next one where things can start.
+                "!JSON parse error, stray '\\u000A'".to_owned(),
+                "{}".to_owned(),
+            ]
+        );
         assert_eq!(split(b"HELO x {}"), ["!JSON parse error, stray 'H'", "{}"]);
     }
 

@@ -227,6 +227,18 @@ pub enum Class {
     DeviceNotFound,
 }
 
+impl Class {
+    /// As QMP writes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::GenericError => "GenericError",
+            Class::CommandNotFound => "CommandNotFound",
+            Class::DeviceNotFound => "DeviceNotFound",
+        }
+    }
+}
+
 /// Why a command failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{desc}")]

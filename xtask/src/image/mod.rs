@@ -33,13 +33,14 @@ const RECIPE: [&str; 7] = [
 const DOM0_PROGRAMS: &[&str] = &[
     "usr/bin/bash",
     "usr/bin/iperf3",
-    // The scripts that connect PV devices lock with it.
+    // Two that the scripts connecting PV devices need in full.
     "usr/bin/flock",
     "usr/bin/ip",
     "usr/bin/lspci",
     "usr/bin/pmap",
     "usr/bin/ps",
     "usr/bin/socat",
+    "usr/bin/stat",
     "usr/bin/strace",
     "usr/bin/top",
     "usr/bin/xenstore",
@@ -225,9 +226,11 @@ fn base(image: &mut Image, tree: &Tree, names: &[&str], wanted: &[&str]) -> Resu
     copy(image, tree, "usr/bin/busybox")?;
     let applets = tree.run("usr/bin/busybox", &["--list".as_ref()])?;
     for applet in String::from_utf8_lossy(&applets).lines() {
-        let ours = |name: &&&str| name.rsplit('/').next() == Some(applet);
-        if applet != "busybox" && names.iter().find(ours).is_none() {
-            image.symlink(&format!("usr/bin/{applet}"), "busybox")?;
+        let ours = names.iter().any(|name| name.rsplit('/').next() == Some(applet));
+        // Busybox' shell prefers its own applets to programs of that name, so a real shell goes before it.
+        let target = if applet == "sh" && names.contains(&"usr/bin/bash") { "bash" } else { "busybox" };
+        if applet != "busybox" && !ours {
+            image.symlink(&format!("usr/bin/{applet}"), target)?;
         }
     }
     image.symlink("usr/sbin/modprobe", "../bin/busybox")?;

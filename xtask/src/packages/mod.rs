@@ -15,9 +15,10 @@ use crate::image::elf::LIBRARIES;
 use crate::progress::Progress;
 
 /// Everything the box is made of; apt adds what these depend on.
-const PACKAGES: [&str; 23] = [
+const PACKAGES: [&str; 24] = [
     "bash",
     "busybox-static",
+    "coreutils",
     "debian-archive-keyring",
     "e2fsprogs",
     "fio",

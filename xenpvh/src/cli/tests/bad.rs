@@ -115,10 +115,7 @@ fn chardevs_and_monitors() {
         ("-chardev socket,id=c,fd=x", "Unable to parse FD number x"),
         ("-chardev socket,id=c,path=/s,server=x", "Parameter 'server' expects 'on' or 'off'"),
         ("-chardev socket,id=c,path=/s,server=on,foo=1", "Invalid parameter 'foo'"),
-        (
-            "-chardev socket,id=c,path=/s,fd=3",
-            "None or one of 'path', 'fd' or 'host' option required.",
-        ),
+        ("-chardev socket,id=c,path=/s,fd=3", "None or one of 'path', 'fd' or 'host' option required."),
         (
             "-chardev socket,id=c,path=/s,wait=off",
             "'wait' option is incompatible with socket in client connect mode",
@@ -139,10 +136,7 @@ fn chardevs_and_monitors() {
         ("-chardev null,id=c -mon c,mode=foo", "Parameter 'mode' does not accept value 'foo'"),
         ("-chardev null,id=c -mon c", "only mode=control is supported (QMP has human-monitor-command)"),
         ("-chardev null,id=c -mon c,mode=control -mon c,mode=control", "chardev 'c' is already in use"),
-        (
-            "-chardev pty,id=c -mon c,mode=control",
-            "chardev 'c' is a pty, only a socket is supported here",
-        ),
+        ("-chardev pty,id=c -mon c,mode=control", "chardev 'c' is a pty, only a socket is supported here"),
         ("-qmp stdio", "only unix:PATH,server=on,wait=off is supported"),
     ]);
 }
@@ -198,10 +192,7 @@ fn drives() {
         ("-drive if=none,id=d,format=raw,file=/f,cache=foo", "invalid cache option"),
         ("-drive if=none,id=d,format=raw,file=/f,format=nosuch", "Unknown driver 'nosuch'"),
         ("-drive if=none,id=d,format=qcow2,file=/f", "format 'qcow2' is not supported, only raw"),
-        (
-            "-drive if=none,id=d,file=/f",
-            "format=raw is required: the format of an image is never guessed",
-        ),
+        ("-drive if=none,id=d,file=/f", "format=raw is required: the format of an image is never guessed"),
         ("-drive if=none,id=d,format=raw", "Device needs media, but drive is empty"),
         (
             "-drive if=none,id=d,format=raw,file=/f,foo=1",
@@ -301,7 +292,10 @@ fn devices() {
             "-device virtio-net-pci,rx_queue_size=3",
             "Invalid rx_queue_size (= 3), must be a power of 2 between 256 and 1024.",
         ),
-        ("-device virtio-net-pci,disable-legacy=yes", "Parameter 'disable-legacy' does not accept value 'yes'"),
+        (
+            "-device virtio-net-pci,disable-legacy=yes",
+            "Parameter 'disable-legacy' does not accept value 'yes'",
+        ),
         (
             "-device virtio-net-pci,disable-legacy=off",
             "Property 'virtio-net-pci.disable-legacy' can only be on: \
@@ -329,10 +323,7 @@ fn devices() {
         ("-device virtio-blk-pci,drive=nope", "Property 'virtio-blk-device.drive' can't find value 'nope'"),
         ("-device virtio-rng-pci,rng=nope", "Device 'nope' not found"),
         ("-device virtio-rng-pci,period=0", "'period' parameter expects a positive integer"),
-        (
-            "-device virtio-rng-pci,max-bytes=0",
-            "'max-bytes' parameter must be positive, and less than 2^63",
-        ),
+        ("-device virtio-rng-pci,max-bytes=0", "'max-bytes' parameter must be positive, and less than 2^63"),
         ("-device virtio-rng-pci,id=a -device virtio-rng-pci,id=a", "Duplicate ID 'a' for device"),
         (
             "-device virtio-rng-pci,id=a,addr=1 -device virtio-net-pci,addr=1",
@@ -347,7 +338,7 @@ fn devices() {
             "PCI: 1.0 indicates single function, but 1.1 is already populated.",
         ),
         (
-            &"-device virtio-rng-pci ".repeat(32).trim_end().to_owned(),
+            "-device virtio-rng-pci ".repeat(32).trim_end(),
             "PCI: no slot/function available for virtio-rng-pci, all in use or reserved",
         ),
         (
@@ -363,9 +354,11 @@ fn devices() {
 
 #[test]
 fn disk_properties() {
-    let with = |property: &str| complaint(&format!(
-        "-xen-domid 1 -drive if=none,id=d,format=raw,file=/f -device virtio-blk-pci,drive=d,{property}"
-    ));
+    let with = |property: &str| {
+        complaint(&format!(
+            "-xen-domid 1 -drive if=none,id=d,format=raw,file=/f -device virtio-blk-pci,drive=d,{property}"
+        ))
+    };
     for (property, message) in [
         ("num-queues=0", "num-queues property must be larger than 0"),
         ("num-queues=70000", "Parameter 'num-queues' expects uint16_t"),
@@ -383,10 +376,7 @@ fn disk_properties() {
         ("min_io_size=513", "min_io_size must be a multiple of logical_block_size"),
         ("discard_granularity=100", "discard_granularity must be a multiple of logical_block_size"),
         ("write-cache=x", "Parameter 'write-cache' does not accept value 'x'"),
-        (
-            "max-discard-sectors=0",
-            "invalid max-discard-sectors property (0), must be between 1 and 4194303",
-        ),
+        ("max-discard-sectors=0", "invalid max-discard-sectors property (0), must be between 1 and 4194303"),
         ("bootindex=x", "Parameter 'bootindex' expects integer"),
     ] {
         assert_eq!(with(property), format!("xenpvh: -device virtio-blk-pci,drive=d,{property}: {message}"));
@@ -401,18 +391,61 @@ fn disk_properties() {
             "-blockdev raw,node-name=d,file=f -blockdev file,node-name=f,filename=/f -device virtio-blk,drive=f",
             "Drive 'f' is already in use by node 'd'",
         ),
-        (&format!("{d} -blockdev file,node-name=d,filename=/f"), "node-name=d is conflicting with a device id"),
+        (
+            &format!("{d} -blockdev file,node-name=d,filename=/f"),
+            "node-name=d is conflicting with a device id",
+        ),
     ]);
 }
 
 fn argument() -> impl Strategy<Value = String> {
     let names: Vec<_> = OPTIONS.iter().map(|spec| format!("-{}", spec.name)).collect();
     let words = [
-        "xenpvh", "xenpv", "none", "virtio-net-pci", "virtio-blk-pci", "virtio-rng-pci", "tap", "socket", "raw", "file",
-        "id=a", "drive=a", "netdev=a", "node-name=a", "file.driver=file", "file.filename=/a", "file=a", "file=/a",
-        "if=none", "if=virtio", "format=raw", "addr=1.1", "mq=on", "fds=1:2", "path=/s", "server=on", "{\"driver\":",
-        "1", "0", "-1", "18446744073709551615", "0x", "1.5G", ",,", "=", "help", "pci-ecam-size=1M", "ram-low-size=1E",
-        "maxcpus=3", "cores=2", "queue-size=8", "vectors=4", "rng=a", "é", "size=16E",
+        "xenpvh",
+        "xenpv",
+        "none",
+        "virtio-net-pci",
+        "virtio-blk-pci",
+        "virtio-rng-pci",
+        "tap",
+        "socket",
+        "raw",
+        "file",
+        "id=a",
+        "drive=a",
+        "netdev=a",
+        "node-name=a",
+        "file.driver=file",
+        "file.filename=/a",
+        "file=a",
+        "file=/a",
+        "if=none",
+        "if=virtio",
+        "format=raw",
+        "addr=1.1",
+        "mq=on",
+        "fds=1:2",
+        "path=/s",
+        "server=on",
+        "{\"driver\":",
+        "1",
+        "0",
+        "-1",
+        "18446744073709551615",
+        "0x",
+        "1.5G",
+        ",,",
+        "=",
+        "help",
+        "pci-ecam-size=1M",
+        "ram-low-size=1E",
+        "maxcpus=3",
+        "cores=2",
+        "queue-size=8",
+        "vectors=4",
+        "rng=a",
+        "é",
+        "size=16E",
     ];
     prop_oneof![
         3 => prop::sample::select(names),

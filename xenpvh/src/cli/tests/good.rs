@@ -26,7 +26,11 @@ const LIBXL_HEAD: &str = "-xen-domid 7 -no-shutdown \
 
 fn socket(id: &str, path: &str) -> Chardev {
     let address = SocketAddress::Path(PathBuf::from(path));
-    Chardev { typed: String::new(), id: id.to_owned(), backend: CharBackend::Socket(SocketChardev { address, wait: false }) }
+    Chardev {
+        typed: String::new(),
+        id: id.to_owned(),
+        backend: CharBackend::Socket(SocketChardev { address, wait: false }),
+    }
 }
 
 fn untyped(chardevs: &[Chardev]) -> Vec<Chardev> {
@@ -88,21 +92,30 @@ fn what_libxl_passes() {
     let plain = config(&format!("{LIBXL_HEAD} -machine xenpv -m 512"));
     assert_eq!((plain.machine, plain.domid, plain.memory), (Machine::Xenpv, Some(7), Some(512 << 20)));
     // device_model_args come before -machine xenpv, device_model_args_pv right after it.
-    let devices = "-device virtio-rng-pci -drive file=/d,if=none,id=d,format=raw -device virtio-blk-pci,drive=d";
-    let with = config(&format!("{LIBXL_HEAD} -global virtio-net-pci.romfile= -machine xenpv {devices} -m 512"));
+    let devices =
+        "-device virtio-rng-pci -drive file=/d,if=none,id=d,format=raw -device virtio-blk-pci,drive=d";
+    let with =
+        config(&format!("{LIBXL_HEAD} -global virtio-net-pci.romfile= -machine xenpv {devices} -m 512"));
     assert_eq!(with.devices.len(), 2);
     assert_eq!(with.warnings, ["global virtio-net-pci.romfile= not used"]);
-    let over = config(&format!("{LIBXL_HEAD} -machine xenpv -machine xenpvh,pci-ecam-size=1M,pci-ecam-base=3G -m 512"));
+    let over = config(&format!(
+        "{LIBXL_HEAD} -machine xenpv -machine xenpvh,pci-ecam-size=1M,pci-ecam-base=3G -m 512"
+    ));
     let Machine::Xenpvh(layout) = over.machine else { panic!("{:?}", over.machine) };
     assert_eq!((layout.ecam_base, layout.ecam_size), (3 << 30, 1 << 20));
     // A frame buffer, a channel and a restricted device model.
-    let more = config(&format!("{LIBXL_HEAD} -chardev pty,id=libxl-channel0 -xen-domid-restrict \
-        -run-with chroot=/var/run/xen/qemu-root-7 -S -k en-us -incoming fd:5 -machine xenpv -m 512"));
+    let more = config(&format!(
+        "{LIBXL_HEAD} -chardev pty,id=libxl-channel0 -xen-domid-restrict \
+        -run-with chroot=/var/run/xen/qemu-root-7 -S -k en-us -incoming fd:5 -machine xenpv -m 512"
+    ));
     assert!(more.restrict && more.paused);
     assert_eq!(more.chroot.as_deref(), Some(Path::new("/var/run/xen/qemu-root-7")));
     assert_eq!(more.incoming, Some(Incoming::Fd(5)));
     assert_eq!(more.chardev("libxl-channel0").unwrap().backend, CharBackend::Unused("pty"));
-    assert_eq!(config("-xen-domid 7 -machine xenpv -chroot /c -runas u").user, Some(User::Name("u".to_owned())));
+    assert_eq!(
+        config("-xen-domid 7 -machine xenpv -chroot /c -runas u").user,
+        Some(User::Name("u".to_owned()))
+    );
     assert_eq!(config("-xen-domid 7 -run-with user=3:4").user, Some(User::Ids(3, 4)));
 }
 
@@ -132,7 +145,9 @@ fn names_may_hold_commas() {
 
 #[test]
 fn memory() {
-    for (text, bytes) in [("128", 128 << 20), ("4G", 4 << 30), ("size=1.5G,slots=2,maxmem=8G", 3 << 29), ("1k", 8192)] {
+    for (text, bytes) in
+        [("128", 128 << 20), ("4G", 4 << 30), ("size=1.5G,slots=2,maxmem=8G", 3 << 29), ("1k", 8192)]
+    {
         assert_eq!(config(&format!("-xen-domid 1 -m {text}")).memory, Some(bytes), "{text}");
     }
     assert_eq!(config("-xen-domid 1 -m 0").memory, None);
@@ -162,7 +177,10 @@ fn disk(rest: &str) -> BlockNode {
 fn drives() {
     let plain = disk("-drive file=/a,,b,if=none,id=d,format=raw");
     assert_eq!(plain.filename, Path::new("/a,b"));
-    assert_eq!((plain.origin, plain.kind, plain.cache), (BlockOrigin::Drive, FileKind::Any, Cache::default()));
+    assert_eq!(
+        (plain.origin, plain.kind, plain.cache),
+        (BlockOrigin::Drive, FileKind::Any, Cache::default())
+    );
     assert!(!plain.read_only && !plain.discard);
     for (mode, writeback, direct, no_flush) in [
         ("writeback", true, false, false),
@@ -171,11 +189,13 @@ fn drives() {
         ("directsync", false, true, false),
         ("unsafe", true, false, true),
     ] {
-        let node = disk(&format!("-drive if=none,id=d,format=raw,cache={mode},readonly=on,discard=unmap,file=/d"));
+        let node =
+            disk(&format!("-drive if=none,id=d,format=raw,cache={mode},readonly=on,discard=unmap,file=/d"));
         assert_eq!(node.cache, Cache { writeback, direct, no_flush }, "{mode}");
         assert!(node.read_only && node.discard);
     }
-    let parts = disk("-drive if=none,id=d,format=raw,cache.direct=on,cache.no-flush=on,file=file:/d,aio=native");
+    let parts =
+        disk("-drive if=none,id=d,format=raw,cache.direct=on,cache.no-flush=on,file=file:/d,aio=native");
     assert_eq!(parts.cache, Cache { writeback: true, direct: true, no_flush: true });
     assert_eq!(parts.filename, Path::new("/d"));
     let nested = disk(
@@ -222,7 +242,10 @@ fn disks() {
     let Model::Blk(first) = &config.devices[0].model else { panic!("{:?}", config.devices) };
     assert_eq!((first.serial.as_str(), first.num_queues, first.queue_size), ("abc", Some(2), 128));
     assert_eq!((first.logical_block_size, first.physical_block_size), (Some(4096), None));
-    assert_eq!((first.write_cache, first.write_error, first.read_error), (false, ErrorAction::Report, ErrorAction::Stop));
+    assert_eq!(
+        (first.write_cache, first.write_error, first.read_error),
+        (false, ErrorAction::Report, ErrorAction::Stop)
+    );
     assert_eq!(config.devices[0].addr, Addr { device: 5, function: 0 });
     let Model::Blk(second) = &config.devices[1].model else { panic!("{:?}", config.devices) };
     assert_eq!((second.num_queues, second.share_rw, second.write_cache), (Some(3), true, true));
@@ -314,5 +337,6 @@ fn qmp_the_short_way() {
 
 #[test]
 fn the_hidden_option() {
+    assert!(!config("-xen-domid 1 -nic none -net none").acpi_only);
     assert!(config("-xen-domid 1 -x-acpi-only").acpi_only);
 }

@@ -24,7 +24,9 @@ fn lists() {
     let machines = printed("-machine help");
     assert!(machines.starts_with("Supported machines are:\nnone "), "{machines}");
     assert!(machines.contains("\nxenpvh "), "{machines}");
-    assert!(printed("-M xenpvh,help").contains("\n  pci-ecam-base=<size>   - Set base address for pci-ecam\n"));
+    assert!(
+        printed("-M xenpvh,help").contains("\n  pci-ecam-base=<size>   - Set base address for pci-ecam\n")
+    );
     let devices = printed("-device help");
     assert!(
         devices.contains("Network devices:\nname \"virtio-net-pci\", bus PCI, alias \"virtio-net\"\n"),
@@ -39,8 +41,14 @@ fn lists() {
 fn help_on_a_device_names_each_property_with_its_type_and_default() {
     let text = printed("-device virtio-net,help");
     assert!(text.starts_with("virtio-net-pci options:\n  acpi-index=<uint32> "), "{text}");
-    assert!(text.contains("\n  mq=<bool>              - Offer all queue pairs that the netdev has (default: off)\n"));
-    assert!(text.contains("\n  packed=<bool>          - on/off (default: off); can only be off: not supported\n"));
+    assert!(
+        text.contains(
+            "\n  mq=<bool>              - Offer all queue pairs that the netdev has (default: off)\n"
+        )
+    );
+    assert!(
+        text.contains("\n  packed=<bool>          - on/off (default: off); can only be off: not supported\n")
+    );
     assert!(printed("-device virtio-blk-pci,help").contains("\n  drive=<str> "));
     assert!(printed("-device driver=virtio-rng-pci,help").contains("\n  rng=<str> "));
     assert_eq!(complaint("-device nosuch,help"), "xenpvh: -device nosuch,help: Device 'nosuch' not found");
