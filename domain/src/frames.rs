@@ -29,7 +29,11 @@ impl Frames {
     /// # Safety
     /// `base` is the page-aligned start of a mapping of `count * PAGE_SIZE` bytes that nothing else will
     /// unmap, and every page not listed in `missing` stays readable and writable while it exists.
-    pub unsafe fn from_raw(base: NonNull<u8>, count: usize, missing: impl IntoIterator<Item = usize>) -> Frames {
+    pub unsafe fn from_raw(
+        base: NonNull<u8>,
+        count: usize,
+        missing: impl IntoIterator<Item = usize>,
+    ) -> Frames {
         let mut bits = Vec::new();
         for index in missing.into_iter().filter(|index| *index < count) {
             if bits.is_empty() {

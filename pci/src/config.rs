@@ -194,6 +194,15 @@ impl ConfigSpace {
         }
     }
 
+    /// Says in the header that the slot has more functions than this one (PCI 3.0 §6.1, header type).
+    pub fn set_multifunction(&mut self) {
+        const MULTIFUNCTION: u32 = 0x80 << 16;
+        if let Some(register) = self.registers.get_mut(usize::from(register::CACHE_LINE / 4)) {
+            register.value |= MULTIFUNCTION;
+            register.initial |= MULTIFUNCTION;
+        }
+    }
+
     /// Puts every register back to its value after power-on. No BAR is decoded then.
     pub fn reset(&mut self) {
         for register in &mut self.registers {

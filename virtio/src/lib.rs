@@ -31,7 +31,7 @@ mod state;
 mod testing;
 mod worker;
 
-pub use self::pci::{MAX_QUEUES, VirtioPci, VirtioPciError};
+pub use self::pci::{MAX_QUEUES, Placement, VirtioPci, VirtioPciError};
 pub use device::{Config, Device, MAX_SOURCES, QueueSpec, Queues, Sources, Spec, Wake, Worker};
 pub use queue::{
     Chain, ChainError, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Interrupt, Layout,

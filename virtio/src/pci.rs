@@ -119,6 +119,17 @@ pub enum VirtioPciError {
     Doorbell(#[from] io::Error),
 }
 
+/// How a device is put on the bus.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// Entries of the MSI-X table; `None` for one for each queue and one for configuration changes.
+    pub vectors: Option<u16>,
+    /// Feature bits that the driver is not offered although the device has them.
+    pub without: u64,
+    /// Function 0 of a slot that has more of them.
+    pub multifunction: bool,
+}
+
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
     device: Arc<dyn Device>,
@@ -135,32 +146,34 @@ pub struct VirtioPci {
 }
 
 impl VirtioPci {
-    /// Makes `device`, which the user calls `name`, a function with `vectors` MSI-X vectors (by default
-    /// one for each queue and one for configuration changes), on `memory` and interrupting `domain`.
+    /// Makes `device`, which the user calls `name`, a function on `memory` that interrupts `domain`.
     ///
     /// # Errors
     /// See [`VirtioPciError`].
     pub fn new(
         device: Arc<dyn Device>,
         name: &str,
-        vectors: Option<u16>,
+        placement: Placement,
         memory: GuestMemory,
         domain: SharedDomain,
     ) -> Result<VirtioPci, VirtioPciError> {
         let spec = device.spec();
         let (limits, workers) = check(spec)?;
-        let vectors = match vectors {
+        let vectors = match placement.vectors {
             Some(vectors) if (1..=MAX_VECTORS).contains(&vectors) => vectors,
             Some(vectors) => return Err(VirtioPciError::Vectors(vectors)),
             // At most MAX_QUEUES and one.
             None => (limits.len() as u16).saturating_add(1),
         };
         let msix = Msix::new(vectors, domain);
-        let (config, msix_at, window_at) = config_space(spec, &msix)?;
+        let (mut config, msix_at, window_at) = config_space(spec, &msix)?;
+        if placement.multifunction {
+            config.set_multifunction();
+        }
         let doorbells =
             (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<io::Result<Box<[_]>>>()?;
         let bells = limits.iter().filter_map(|queue| doorbells.get(queue.worker).cloned()).collect();
-        let features = spec.features | TRANSPORT_FEATURES;
+        let features = (spec.features | TRANSPORT_FEATURES) & !placement.without;
         let state = Arc::new(State::new(name, msix, limits.len()));
         let hook = Arc::downgrade(&state);
         device.config().on_change(Box::new(move || {

@@ -11,7 +11,7 @@ use pci::Function;
 use sim::SimDomain;
 use tempfile::NamedTempFile;
 use virtio::blk::{Blk, BlkConfig};
-use virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, VirtioPci};
+use virtio::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Placement, VirtioPci};
 
 const RAM: u64 = 16 << 20;
 const SIZE: u16 = 128;
@@ -36,7 +36,8 @@ impl Guest {
         let sim = SimDomain::new(1, &[(Gpa(0), RAM)]).unwrap();
         let memory = GuestMemory::new(sim.clone(), &[Region { start: Gpa(0), size: RAM }]).unwrap();
         let blk = Blk::new(&BlkConfig::default(), Disk::open(disk).unwrap()).unwrap();
-        let function = VirtioPci::new(Arc::new(blk), "disk0", None, memory, sim.clone()).unwrap();
+        let function =
+            VirtioPci::new(Arc::new(blk), "disk0", Placement::default(), memory, sim.clone()).unwrap();
         let mut guest = Guest { sim, function, available: 0, used: 0 };
         guest.start();
         guest

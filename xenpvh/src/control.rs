@@ -96,7 +96,10 @@ impl Control {
     /// xenstored is gone.
     pub fn run(&mut self, signals: &Signals, server: &mut qmp::Server) -> Result<End, Failure> {
         let end = self.wait(signals, server)?;
-        server.event(&Event::shutdown(end == End::DomainGone, end.reason()));
+        if end != End::Quit {
+            // The server itself tells of a quit, before it answers.
+            server.event(&Event::shutdown(end == End::DomainGone, end.reason()));
+        }
         server.finish();
         Ok(end)
     }
@@ -126,7 +129,12 @@ impl Control {
     }
 
     /// Sleeps until something happens or `until`. Says whether there was a signal, and news of xenstore.
-    fn sleep(&self, signals: &Signals, server: &qmp::Server, until: Instant) -> Result<(bool, bool), Failure> {
+    fn sleep(
+        &self,
+        signals: &Signals,
+        server: &qmp::Server,
+        until: Instant,
+    ) -> Result<(bool, bool), Failure> {
         let mut fds = vec![PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
         if let Some(served) = &self.served {
             fds.push(PollFd::from_borrowed_fd(served.store.as_fd(), PollFlags::IN));

@@ -15,11 +15,11 @@ use pci::{Bdf, Bus};
 use virtio::blk::{Blk, BlkConfig, Statistics};
 use virtio::net::{Net, NetConfig};
 
-use virtio::{Device as VirtioDevice, Rng, VirtioPci};
+use virtio::{Device as VirtioDevice, Placement, Rng, VirtioPci};
 
 use crate::cli::{
-    BlkDevice, BlockNode, Config, DetectZeroes, Device, ErrorAction, FileKind, Locking, Model, NetBackend, NetDevice,
-    RngDevice, RngSource, Script, Tap as TapOptions, TapSource,
+    self, BlkDevice, BlockNode, Config, DetectZeroes, Device, ErrorAction, FileKind, Locking, Model,
+    NetBackend, NetDevice, RngDevice, RngSource, Script, Tap as TapOptions, TapSource,
 };
 use crate::run::Failure;
 
@@ -76,12 +76,11 @@ impl Devices {
     /// at most.
     ///
     /// # Errors
-    /// The first that cannot be had, as `-device …: why`.
+    /// The first that cannot be had, as `-option …: why`.
     pub fn open(config: &Config, memory: &GuestMemory, domain: &SharedDomain) -> Result<Devices, Failure> {
         let mut devices = Devices { functions: Vec::new(), drives: Vec::new(), nics: Vec::new() };
         for device in &config.devices {
-            let add = devices.add(config, device, memory, domain);
-            add.map_err(|error| format!("-device {}: {error}", described(device)))?;
+            devices.add(config, device, memory, domain).map_err(|error| at(config, &device.typed, error))?;
         }
         Ok(devices)
     }
@@ -99,7 +98,12 @@ impl Devices {
             Model::Rng(options) => Arc::new(rng(options)?),
         };
         let name = if device.id.is_empty() { device.driver } else { &device.id };
-        let function = VirtioPci::new(virtio, name, device.vectors, memory.clone(), domain.clone())?;
+        let placement = Placement {
+            vectors: device.vectors,
+            without: without(&device.model),
+            multifunction: device.multifunction,
+        };
+        let function = VirtioPci::new(virtio, name, placement, memory.clone(), domain.clone())?;
         let at = Bdf::new(0, device.addr.device, device.addr.function).ok_or("no such PCI address")?;
         self.functions.push(Placed { at, id: device.id.clone(), function: Arc::new(function) });
         Ok(())
@@ -115,10 +119,12 @@ impl Devices {
         let node = config.block(&options.drive).ok_or("drive property not set")?;
         for action in [options.write_error, options.read_error] {
             if matches!(action, ErrorAction::Ignore | ErrorAction::Stop) {
-                return Err("werror= and rerror= can only be 'report' or 'enospc': the guest gets every error".into());
+                return Err(
+                    "werror= and rerror= can only be 'report' or 'enospc': the guest gets every error".into(),
+                );
             }
         }
-        let disk = open_disk(node)?;
+        let disk = open_disk(node).map_err(|error| at(config, &node.typed, error))?;
         let cpus = config.smp.map_or(vcpus, |smp| smp.cpus);
         let when = |on: bool, most: u32| if on { most } else { 0 };
         let blk = Blk::new(
@@ -142,11 +148,16 @@ impl Devices {
         Ok(Arc::new(blk))
     }
 
-    fn net(&mut self, config: &Config, device: &Device, options: &NetDevice) -> Result<Arc<dyn VirtioDevice>, Failure> {
+    fn net(
+        &mut self,
+        config: &Config,
+        device: &Device,
+        options: &NetDevice,
+    ) -> Result<Arc<dyn VirtioDevice>, Failure> {
         let id = options.netdev.as_deref().ok_or("a NIC needs a netdev= to be of use")?;
         let netdev = config.netdev(id).ok_or("a NIC needs a netdev= to be of use")?;
         let NetBackend::Tap(tap) = &netdev.backend;
-        let mut taps = open_tap(tap)?;
+        let mut taps = open_tap(tap).map_err(|error| at(config, &netdev.typed, error))?;
         if !options.mq {
             taps.truncate(1);
         }
@@ -192,12 +203,38 @@ impl Devices {
     }
 }
 
-/// A device as its option names it.
-fn described(device: &Device) -> String {
-    match device.id.as_str() {
-        "" => device.driver.to_owned(),
-        id => format!("{},id={id}", device.driver),
-    }
+/// Says which option a failure is about, unless it says so already.
+fn at(config: &Config, typed: &str, failure: Failure) -> Failure {
+    if failure.is::<cli::Error>() { failure } else { config.error(typed, &failure.to_string()).into() }
+}
+
+/// Feature bits that the user turned off (virtio 1.3 §5.1.3, §5.2.3).
+fn without(model: &Model) -> u64 {
+    let off: &[(bool, u64)] = match model {
+        Model::Net(NetDevice { offloads, .. }) => &[
+            (offloads.csum, 1 << 0),
+            (offloads.guest_csum, 1 << 1),
+            (offloads.ctrl_guest_offloads, 1 << 2),
+            (offloads.guest_tso4, 1 << 7),
+            (offloads.guest_tso6, 1 << 8),
+            (offloads.guest_ecn, 1 << 9),
+            (offloads.host_tso4, 1 << 11),
+            (offloads.host_tso6, 1 << 12),
+            (offloads.host_ecn, 1 << 13),
+            (offloads.mrg_rxbuf, 1 << 15),
+            (offloads.status, 1 << 16),
+            (offloads.ctrl_vq, 1 << 17),
+            (offloads.ctrl_rx, 1 << 18),
+            (offloads.ctrl_vlan, 1 << 19),
+            (offloads.ctrl_mac_addr, 1 << 23),
+            (offloads.guest_uso4, 1 << 54),
+            (offloads.guest_uso6, 1 << 55),
+            (offloads.host_uso, 1 << 56),
+        ],
+        Model::Blk(blk) => &[(blk.config_wce, 1 << 11)],
+        Model::Rng(_) => &[],
+    };
+    off.iter().filter(|(on, _)| !on).fold(0, |all, (_, bit)| all | bit)
 }
 
 /// Opens a disk as its options say, with QEMU's words where the file is of the wrong kind.
@@ -224,8 +261,12 @@ fn open_disk(node: &BlockNode) -> Result<Disk, Failure> {
     let disk = disk?;
     let name = node.filename.display();
     match (node.kind, disk.is_block_device()) {
-        (FileKind::Regular, true) => Err(format!("'file' driver requires '{name}' to be a regular file").into()),
-        (FileKind::HostDevice, false) => Err(format!("'host_device' driver requires '{name}' to be a block device").into()),
+        (FileKind::Regular, true) => {
+            Err(format!("'file' driver requires '{name}' to be a regular file").into())
+        }
+        (FileKind::HostDevice, false) => {
+            Err(format!("'host_device' driver requires '{name}' to be a block device").into())
+        }
         _ => Ok(disk),
     }
 }
@@ -249,7 +290,9 @@ fn random_source(source: &RngSource) -> Result<File, Failure> {
 fn open_tap(options: &TapOptions) -> Result<Vec<Tap>, Failure> {
     let name = match &options.source {
         TapSource::Name(name) => name,
-        TapSource::Fds(fds) => return Ok(fds.iter().map(|fd| Tap::from_number(*fd)).collect::<Result<_, _>>()?),
+        TapSource::Fds(fds) => {
+            return Ok(fds.iter().map(|fd| Tap::from_number(*fd)).collect::<Result<_, _>>()?);
+        }
     };
     let taps = Tap::open(name, options.queues.into())?;
     let Some(tap) = taps.first() else { return Ok(taps) };
@@ -277,6 +320,8 @@ fn run_script(script: &str, tap: &str) -> Result<(), Failure> {
     let status = status.map_err(|error| format!("could not launch network script {script}: {error}"))?;
     match status.success() {
         true => Ok(()),
-        false => Err(format!("network script {script} failed with status {}", status.code().unwrap_or(-1)).into()),
+        false => {
+            Err(format!("network script {script} failed with status {}", status.code().unwrap_or(-1)).into())
+        }
     }
 }

@@ -40,7 +40,9 @@ impl Window {
 
     /// Whether an access of `size` bytes at `address` lies in it whole.
     pub fn contains(&self, address: u64, size: u64) -> bool {
-        address >= self.start && address - self.start < self.size && self.size - (address - self.start) >= size
+        address >= self.start
+            && address - self.start < self.size
+            && self.size - (address - self.start) >= size
     }
 
     fn overlaps(&self, other: &Window) -> bool {
@@ -127,7 +129,10 @@ impl Layout {
         let low = memory.min(options.ram_low_size);
         let high = memory - low;
         if high > options.ram_high_size {
-            return Err(LayoutError::RamSize(memory, options.ram_low_size.saturating_add(options.ram_high_size)));
+            return Err(LayoutError::RamSize(
+                memory,
+                options.ram_low_size.saturating_add(options.ram_high_size),
+            ));
         }
         let window = |name, start, size| Window { name, start, size };
         Ok(Layout {
@@ -164,10 +169,10 @@ impl Layout {
             }
         }
         if self.ecam.exists() {
-            if self.ecam.size % MIB != 0 || self.ecam.size > 256 * MIB {
+            if !self.ecam.size.is_multiple_of(MIB) || self.ecam.size > 256 * MIB {
                 return Err(LayoutError::EcamSize(self.ecam));
             }
-            if self.ecam.start % MIB != 0 {
+            if !self.ecam.start.is_multiple_of(MIB) {
                 return Err(LayoutError::Misaligned(self.ecam, MIB));
             }
         }
@@ -227,17 +232,11 @@ mod tests {
         let mut layout = documented();
         layout.ecam.start = 3 * GIB + 768 * MIB;
         let text = layout.check(40).unwrap_err().to_string();
-        assert_eq!(
-            text,
-            "ECAM [0xf0000000-0xffffffff] overlaps 32-bit PCI window [0xf0000000-0xf1ffffff]"
-        );
+        assert_eq!(text, "ECAM [0xf0000000-0xffffffff] overlaps 32-bit PCI window [0xf0000000-0xf1ffffff]");
         let mut layout = documented();
         layout.mmio.start = GIB;
         let text = layout.check(40).unwrap_err().to_string();
-        assert_eq!(
-            text,
-            "low RAM [0x0-0x7fffffff] overlaps 32-bit PCI window [0x40000000-0x41ffffff]"
-        );
+        assert_eq!(text, "low RAM [0x0-0x7fffffff] overlaps 32-bit PCI window [0x40000000-0x41ffffff]");
         let mut layout = documented();
         layout.mmio.start = 0xfb00_0000;
         assert!(layout.check(40).unwrap_err().to_string().ends_with("ACPI tables [0xfc000000-0xfc011fff]"));

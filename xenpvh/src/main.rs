@@ -17,11 +17,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let program = config.program.clone();
-    match run::run(*config) {
+    match run::run(&config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{program}: {error}");
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

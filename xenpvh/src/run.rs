@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use domain::SharedDomain;
 use memory::{GuestMemory, Region};
@@ -13,13 +14,16 @@ use pci::{Bdf, Bus, HostBridge};
 use xen::{DomId, IoRange, IoreqServer, Space, Store, Xen};
 
 use crate::acpi::{self, Outcome};
-use crate::cli::{Config, Machine as MachineKind};
-use crate::control::{Control, Served};
+use crate::cli::{self, Config, Machine as MachineKind};
+use crate::control::{Control, End, Served};
 use crate::devices::Devices;
 use crate::layout::Layout;
 use crate::machine::{CONFIG_ADDRESS, Machine, TIMER_CHANNEL_2};
 use crate::signals::Signals;
 use crate::{ioreq, logging, privileges, qmp, store, survey};
+
+/// How long a probe run that was told to quit waits to be killed.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What stops a start: one line for the user.
 pub type Failure = Box<dyn Error>;
@@ -28,33 +32,46 @@ pub type Failure = Box<dyn Error>;
 ///
 /// # Errors
 /// The start failed. Unless the message is of Xen itself, nothing was written to the domain.
-pub fn run(config: Config) -> Result<(), Failure> {
-    start_log(&config)?;
+pub fn run(config: &Config) -> Result<(), cli::Error> {
+    begin(config).map_err(|failure| match failure.downcast::<cli::Error>() {
+        Ok(error) => *error,
+        Err(failure) => cli::Error { program: config.program.clone(), message: failure.to_string() },
+    })
+}
+
+fn begin(config: &Config) -> Result<(), Failure> {
+    start_log(config)?;
     for warning in &config.warnings {
         log::warn!("{warning}");
     }
     match config.machine {
-        MachineKind::Probe => probe(&config),
-        _ => serve(&config),
+        MachineKind::Probe => probe(config),
+        _ => serve(config),
     }
 }
 
 /// libxl's question what we can do: QMP until it says quit, and no domain.
 fn probe(config: &Config) -> Result<(), Failure> {
     let mut qmp = qmp::listen(config)?;
-    Control::new(config, None).run(&Signals::new()?, &mut qmp)?;
+    let signals = Signals::new()?;
+    if Control::new(config, None).run(&signals, &mut qmp)? == End::Quit {
+        // libxl sends a signal next, and complains if nobody is there to get it.
+        signals.wait(PROBE_PATIENCE);
+    }
     Ok(())
 }
 
 fn serve(config: &Config) -> Result<(), Failure> {
     let domid: DomId = config.domid.unwrap_or_default().to_string().parse()?;
+    let layout = layout(config)?;
     let xen = Arc::new(Xen::open(domid)?);
     let mut store = Store::open()?;
     if let Some(id) = xen.existing_servers()?.first() {
-        return Err(format!("domain {domid} is already served by another device model (ioreq server {id})").into());
+        return Err(
+            format!("domain {domid} is already served by another device model (ioreq server {id})").into()
+        );
     }
     let domain: SharedDomain = xen.clone();
-    let layout = layout(config)?;
     survey::survey(&*xen, &layout)?;
     if config.acpi_only {
         return hand_over(&domain, &layout);
@@ -172,7 +189,11 @@ fn ranges(layout: &Layout) -> Vec<IoRange> {
     };
     let mut ranges = vec![ports(CONFIG_ADDRESS, 4), ports(TIMER_CHANNEL_2, 1)];
     for window in [layout.ecam, layout.mmio, layout.mmio_high].iter().filter(|window| window.exists()) {
-        ranges.push(IoRange { space: Space::Memory, first: window.start, last: window.start + (window.size - 1) });
+        ranges.push(IoRange {
+            space: Space::Memory,
+            first: window.start,
+            last: window.start + (window.size - 1),
+        });
     }
     let functions = u64::from(layout.buses()) * 256;
     if functions != 0 {

@@ -48,8 +48,14 @@ pub fn survey(domain: &dyn Domain, layout: &Layout) -> Result<(), SurveyError> {
     }
     // Behind a full low RAM are libxl's ACPI tables, which are RAM to Xen. Without high RAM, none may be at 4 GiB.
     let behind_low = layout.ram_low.start + layout.ram_low.size;
-    let behind_high = if layout.ram_high.exists() { layout.ram_high } else { Window { start: FOUR_GIB, ..layout.ram_high } };
-    for (behind, ram) in [(behind_low, layout.ram_low), (behind_high.start + behind_high.size, layout.ram_high)] {
+    let behind_high = if layout.ram_high.exists() {
+        layout.ram_high
+    } else {
+        Window { start: FOUR_GIB, ..layout.ram_high }
+    };
+    for (behind, ram) in
+        [(behind_low, layout.ram_low), (behind_high.start + behind_high.size, layout.ram_high)]
+    {
         if behind != LOW_RAM_LIMIT && has(behind)? {
             return Err(SurveyError::MoreRam(behind, ram));
         }

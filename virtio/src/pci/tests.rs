@@ -195,7 +195,8 @@ struct Rig {
 impl Rig {
     fn new(device: Arc<dyn Device>) -> Rig {
         let (sim, memory) = guest();
-        let function = VirtioPci::new(device, "probe0", None, memory.clone(), sim.clone()).unwrap();
+        let function =
+            VirtioPci::new(device, "probe0", Placement::default(), memory.clone(), sim.clone()).unwrap();
         Rig { sim, memory, function }
     }
 

@@ -1,8 +1,8 @@
 //! The tables that describe our PCI host bridge: an SSDT and, below 4 GiB, an MCFG.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, If, Method,
-    Name, ONE, Or, Path, ResourceTemplate, Return, Scope, Uuid, ZERO,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, If,
+    Method, Name, ONE, Or, Path, ResourceTemplate, Return, Scope, Uuid, ZERO,
 };
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::sdt::Sdt;
@@ -42,7 +42,8 @@ pub fn ssdt(layout: &Layout) -> Vec<u8> {
     let motherboard_uid = Name::new(Path::new("_UID"), &77u8);
     let ecam = memory(&layout.ecam, AddressSpaceCacheable::NotCacheable);
     let motherboard_crs = Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ecam]));
-    let motherboard = Device::new(Path::new("ECM0"), vec![&motherboard_hid, &motherboard_uid, &motherboard_crs]);
+    let motherboard =
+        Device::new(Path::new("ECM0"), vec![&motherboard_hid, &motherboard_uid, &motherboard_crs]);
 
     let hid = Name::new(Path::new("_HID"), &EISAName::new("PNP0A08"));
     let cid = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
@@ -54,7 +55,8 @@ pub fn ssdt(layout: &Layout) -> Vec<u8> {
 
     let buses = AddressSpace::new_bus_number(0u16, layout.buses().saturating_sub(1));
     let low = layout.mmio.exists().then(|| memory(&layout.mmio, AddressSpaceCacheable::NotCacheable));
-    let high = layout.mmio_high.exists().then(|| memory(&layout.mmio_high, AddressSpaceCacheable::PreFetchable));
+    let high =
+        layout.mmio_high.exists().then(|| memory(&layout.mmio_high, AddressSpaceCacheable::PreFetchable));
     let mut windows: Vec<&dyn Aml> = vec![&buses];
     windows.extend(low.iter().chain(&high).map(|window| window as &dyn Aml));
     let resources = Name::new(Path::new("_CRS"), &ResourceTemplate::new(windows));

@@ -112,7 +112,7 @@ impl Tables {
         }
         let at = Gpa(le_u64(&bytes, RSDP_XSDT));
         let xsdt = read_table(memory, at, "XSDT", Some(*b"XSDT"))?;
-        if (xsdt.len() - HEADER) % 8 != 0 {
+        if !(xsdt.len() - HEADER).is_multiple_of(8) {
             return Err(AcpiError::Unknown { table: "XSDT", at, what: "its length is odd" });
         }
         Ok(Tables { rsdp, taken: vec![(rsdp, RSDP_ROOM), (at, xsdt.len() as u64)], xsdt })
@@ -123,7 +123,12 @@ impl Tables {
     }
 
     /// Reads every table and looks for a PCI host bridge.
-    fn bridge(&self, memory: &GuestMemory, ssdt: &[u8], mcfg: Option<&[u8]>) -> Result<Option<Outcome>, AcpiError> {
+    fn bridge(
+        &self,
+        memory: &GuestMemory,
+        ssdt: &[u8],
+        mcfg: Option<&[u8]>,
+    ) -> Result<Option<Outcome>, AcpiError> {
         let mut foreign = false;
         let mut ours = Vec::new();
         for at in self.entries() {
@@ -134,7 +139,9 @@ impl Tables {
             }
             foreign |= match &table[..4] {
                 b"SSDT" => aml::has_host_bridge(&table),
-                b"FACP" => aml::has_host_bridge(&read_table(memory, dsdt(&table, at)?, "DSDT", Some(*b"DSDT"))?),
+                b"FACP" => {
+                    aml::has_host_bridge(&read_table(memory, dsdt(&table, at)?, "DSDT", Some(*b"DSDT"))?)
+                }
                 _ => false,
             };
         }

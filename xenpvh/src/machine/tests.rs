@@ -167,7 +167,8 @@ fn string_instructions_move_data_between_ram_and_device() {
     vcpu.access(&request).unwrap();
     assert_eq!(vcpu.mmio_read(BAR, 8).unwrap(), 0x0807_0605_0403_0201);
 
-    request = Ioreq { direction: Direction::Read, address: BAR + 6, data: 0x3006, downwards: true, ..request };
+    request =
+        Ioreq { direction: Direction::Read, address: BAR + 6, data: 0x3006, downwards: true, ..request };
     vcpu.access(&request).unwrap();
     let mut back = [0; 8];
     bench.domain.ram_read(Gpa(0x3000), &mut back);

@@ -53,7 +53,14 @@ fn specs_that_cannot_be() {
     let (sim, memory) = guest();
     let make = |spec: &Spec, vectors| {
         let device = Arc::new(Odd(spec.clone(), Config::default()));
-        VirtioPci::new(device, "odd", vectors, memory.clone(), sim.clone()).map(drop)
+        VirtioPci::new(
+            device,
+            "odd",
+            Placement { vectors, ..Placement::default() },
+            memory.clone(),
+            sim.clone(),
+        )
+        .map(drop)
     };
     make(&good, None).unwrap();
     make(&good, Some(2048)).unwrap();

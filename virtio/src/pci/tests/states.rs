@@ -184,8 +184,14 @@ fn a_ring_that_cannot_be_mapped() {
 #[test]
 fn vectors_fewer_than_queues() {
     let (sim, memory) = guest();
-    let function =
-        VirtioPci::new(Probe::new(Habit::Use), "probe0", Some(1), memory.clone(), sim.clone()).unwrap();
+    let function = VirtioPci::new(
+        Probe::new(Habit::Use),
+        "probe0",
+        Placement { vectors: Some(1), ..Placement::default() },
+        memory.clone(),
+        sim.clone(),
+    )
+    .unwrap();
     let rig = Rig { sim, memory, function };
     rig.pci_setup();
     rig.set(VECTOR, 2, 1);
