@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     let config = match cli::parse(std::env::args_os()) {
         Ok(Outcome::Run(config)) => config,
         Ok(Outcome::Print(text)) => {
-            print!("{text}");
+            println!("{}", text.trim_end());
             return ExitCode::SUCCESS;
         }
         Err(error) => {
