@@ -3,6 +3,7 @@
 //! One read or write is one Ethernet frame with a 12-byte [`virtio_net_hdr`](VNET_HEADER) before it, the
 //! same that virtio 1.3 §5.1.6 has, so offloads pass through unchanged.
 
+mod interface;
 mod ioctl;
 mod receive;
 
@@ -19,6 +20,7 @@ use thiserror::Error;
 use crate::reason;
 use ioctl::{Ifreq, InterfaceName};
 
+pub use interface::Interface;
 pub use receive::Receive;
 
 /// Size of the header before each frame, in bytes: `struct virtio_net_hdr_v1` (virtio 1.3 §5.1.6).
@@ -39,12 +41,12 @@ pub enum TapError {
     #[error("a tap cannot have {0} queues: 1 to {MAX_QUEUES} are possible")]
     Queues(usize),
     /// The interface could not be attached to or made.
-    #[error("could not configure /dev/net/tun ({name}): {reason}")]
+    #[error("could not configure /dev/net/tun ({name}): {}", reason(error))]
     Configure {
         /// What the user typed.
         name: String,
         /// The host's reason.
-        reason: String,
+        error: io::Error,
     },
     /// A descriptor that is not open.
     #[error("Can't use file descriptor {fd}: {reason}")]
@@ -75,6 +77,13 @@ pub enum TapError {
         /// The host's reason.
         reason: String,
     },
+}
+
+impl TapError {
+    /// Whether the tap is somebody else's at this moment.
+    pub fn is_busy(&self) -> bool {
+        matches!(self, TapError::Configure { error, .. } if error.raw_os_error() == Some(libc::EBUSY))
+    }
 }
 
 /// What the guest can take that is not a plain frame with its checksum (`TUN_F_*`, linux/if_tun.h).
@@ -145,8 +154,7 @@ impl Tap {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
             .map_err(|error| TapError::Device(reason(&error.into())))?;
-        let configure =
-            |error: io::Error| TapError::Configure { name: name.to_string(), reason: reason(&error) };
+        let configure = |error: io::Error| TapError::Configure { name: name.to_string(), error };
         let actual = match ioctl::attach(&file, name, multi_queue) {
             // A tap made for several queues has one here: it wants to hear so.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !multi_queue => {
@@ -207,9 +215,21 @@ impl Tap {
         Ok(tap)
     }
 
+    /// Not a tap but a socket that keeps messages apart, for fuzzers: what the kernel does with offloads and
+    /// queues is left out, frames come and go as messages.
+    #[doc(hidden)]
+    pub fn stand_in(socket: OwnedFd) -> Tap {
+        Tap { file: socket, name: "stand-in".to_owned(), multi_queue: false, uso: true }
+    }
+
     /// The interface's name.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The interface that it is on the host.
+    pub fn interface(&self) -> Interface {
+        Interface::new(&self.name)
     }
 
     /// Whether [`Offloads::uso`] is possible.
@@ -263,47 +283,6 @@ impl Tap {
         // SAFETY: the vectors are those of memory that `frame` keeps mapped.
         let written = unsafe { libc::writev(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// Brings the interface up.
-    ///
-    /// # Errors
-    /// No permission, or the tap is gone.
-    pub fn bring_up(&self) -> Result<(), TapError> {
-        let up = || -> io::Result<()> {
-            let name = InterfaceName::new(&self.name).ok_or(io::ErrorKind::InvalidInput)?;
-            ioctl::bring_up(&ioctl::control_socket()?, name)
-        };
-        up().map_err(|error| TapError::Up { tap: self.name.clone(), reason: reason(&error) })
-    }
-
-    /// Makes the interface a port of `bridge`. That it is one already is fine.
-    ///
-    /// # Errors
-    /// There is no such bridge, the tap is a port of another one, or no permission.
-    pub fn join_bridge(&self, bridge: &str) -> Result<(), TapError> {
-        let failed =
-            |reason: String| TapError::Bridge { tap: self.name.clone(), bridge: bridge.to_owned(), reason };
-        let join = || -> io::Result<()> {
-            let bridge = InterfaceName::new(bridge).ok_or(io::ErrorKind::InvalidInput)?;
-            let tap = InterfaceName::new(&self.name).ok_or(io::ErrorKind::InvalidInput)?;
-            ioctl::join_bridge(&ioctl::control_socket()?, bridge, tap)
-        };
-        match join() {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => match self.bridge() {
-                Some(current) if current == bridge => Ok(()),
-                Some(current) => Err(failed(format!("it is a port of '{current}' already"))),
-                None => Err(failed(reason(&error))),
-            },
-            Err(error) => Err(failed(reason(&error))),
-        }
-    }
-
-    /// The bridge that the interface is a port of.
-    fn bridge(&self) -> Option<String> {
-        let link = std::fs::read_link(format!("/sys/class/net/{}/brport/bridge", self.name)).ok()?;
-        Some(link.file_name()?.to_str()?.to_owned())
     }
 }
 

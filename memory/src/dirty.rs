@@ -1,6 +1,6 @@
 //! Which pages of a region were written since the last report.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence};
 use std::thread;
 use std::time::Duration;
 
@@ -47,8 +47,12 @@ impl DirtyLog {
     fn mark_word(&self, index: usize, bits: u64) {
         let (group, shift) = split(index);
         let (Some(word), Some(summary)) = (self.pages.get(index), self.summary.get(group)) else { return };
+        // The other half of the barrier in `settle`: the compiler, too, leaves the bytes before the look.
+        compiler_fence(Ordering::SeqCst);
         if word.load(Ordering::Relaxed) & bits != bits {
-            word.fetch_or(bits, Ordering::Relaxed);
+            // Acquire keeps the look at the summary behind it: the word set and the summary not would be
+            // a page lost.
+            word.fetch_or(bits, Ordering::AcqRel);
         }
         // Also when the word's bit was there: whoever set it may not have got this far yet. Release
         // pairs with the swap in `drain`: who sees the summary sees the word.

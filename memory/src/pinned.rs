@@ -15,6 +15,10 @@ pub enum Pin {
     Write,
 }
 
+/// Most ranges that an empty `Pinned` keeps room for. No honest driver has more in a request; one that has
+/// shall not make us keep the memory for it.
+const KEPT: usize = 256;
+
 /// Ranges of guest memory as `iovec`s, and what keeps them mapped.
 ///
 /// Made empty, filled by [`GuestMemory::pin`](crate::GuestMemory::pin), emptied by [`Pinned::clear`] and
@@ -74,6 +78,9 @@ impl Pinned {
         self.len = 0;
         self.consumed = 0;
         self.guards.clear();
+        if self.iovecs.capacity() > KEPT || self.writes.capacity() > KEPT || self.guards.capacity() > KEPT {
+            (self.iovecs, self.guards, self.writes) = (Vec::new(), Vec::new(), Vec::new());
+        }
     }
 
     /// Bytes pinned and not consumed.

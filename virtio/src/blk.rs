@@ -136,7 +136,10 @@ impl Blk {
         if !disk.size().is_multiple_of(block.into()) {
             return Err(BlkError::Size(disk.size(), block));
         }
-        let most = |sectors: u32| if disk.is_read_only() { 0 } else { sectors.min(MAX_RANGE_SECTORS) };
+        // Whole blocks, or the driver could not ask for the most there may be.
+        let block_sectors = block.checked_div(SECTOR as u32).unwrap_or(1).max(1);
+        let whole = |sectors: u32| sectors.saturating_sub(sectors.checked_rem(block_sectors).unwrap_or(0));
+        let most = |sectors: u32| if disk.is_read_only() { 0 } else { whole(sectors.min(MAX_RANGE_SECTORS)) };
         let limits = Limits {
             sectors: disk.size() / SECTOR,
             block,
@@ -210,7 +213,7 @@ impl Device for Blk {
         Ok(Box::new(BlkWorker::new(
             index,
             memory.clone(),
-            self.disk.engine()?,
+            self.disk.engine(),
             self.limits,
             self.statistics.clone(),
             self.serial,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use memory::GuestMemory;
 use pci::Bus;
 use rustix::event::{PollFd, PollFlags, Timespec};
-use xen::{DomId, Store, StoreError};
+use xen::{DomId, IoreqServer, Store, StoreError};
 
 use crate::cli::Config;
 use crate::devices::Devices;
@@ -17,8 +17,9 @@ use crate::run::Failure;
 use crate::signals::Signals;
 use crate::store;
 
-/// How often pages that devices wrote are reported, for live migration.
-const DIRTY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often pages that devices wrote are reported, for live migration, and whether the domain is still there
+/// is looked at.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Why the control loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,14 +47,18 @@ impl End {
 pub struct Served {
     /// Which.
     pub domid: DomId,
-    /// The way to the toolstack.
-    pub store: Store,
+    /// The ioreq server, which goes with the domain.
+    pub server: IoreqServer,
+    /// The way to the toolstack; `None` once it is not needed any more or broken.
+    pub store: Option<Store>,
     /// Its RAM.
     pub memory: GuestMemory,
     /// Its PCI functions.
     pub bus: Arc<Bus>,
     /// Its devices.
     pub devices: Devices,
+    /// It was said that written pages cannot be reported.
+    pub complained: bool,
 }
 
 /// What QMP controls: a served domain, or none in a probe run.
@@ -63,6 +68,8 @@ pub struct Control {
     quit: bool,
     /// `-xen-domid-restrict`: whoever started us asks QMP and does not look at xenstore.
     restricted: bool,
+    /// The process was told to give up its privileges.
+    deprived: bool,
     served: Option<Served>,
 }
 
@@ -74,6 +81,7 @@ impl Control {
             state: RunState::Prelaunch,
             quit: false,
             restricted: config.restrict,
+            deprived: config.restrict || config.user.is_some() || config.chroot.is_some(),
             served,
         }
     }
@@ -83,8 +91,14 @@ impl Control {
     /// # Errors
     /// xenstored failed.
     pub fn start(&mut self) -> Result<(), StoreError> {
-        if let Some(served) = self.served.as_mut().filter(|_| !self.restricted) {
-            store::announce_running(&mut served.store, served.domid)?;
+        if let Some(served) = &mut self.served {
+            if let Some(store) = served.store.as_mut().filter(|_| !self.restricted) {
+                store::announce_running(store, served.domid)?;
+            }
+            if self.deprived {
+                // It could change any domain's life: not for a process that gave up its other powers.
+                served.store = None;
+            }
         }
         self.state = RunState::Running;
         Ok(())
@@ -93,7 +107,7 @@ impl Control {
     /// Serves everything but the guest until there is a reason to end.
     ///
     /// # Errors
-    /// xenstored is gone.
+    /// The system has no poll for us.
     pub fn run(&mut self, signals: &Signals, server: &mut qmp::Server) -> Result<End, Failure> {
         let end = self.wait(signals, server)?;
         if end != End::Quit {
@@ -105,25 +119,28 @@ impl Control {
     }
 
     fn wait(&mut self, signals: &Signals, server: &mut qmp::Server) -> Result<End, Failure> {
-        let mut next_flush = Instant::now() + DIRTY_INTERVAL;
+        let mut next_tick = Instant::now() + TICK;
         loop {
-            let (signal, store_ready) = self.sleep(signals, server, next_flush)?;
+            let (signal, store_ready) = self.sleep(signals, server, next_tick)?;
             if signal {
                 return Ok(End::Signal);
-            }
-            if store_ready && self.domain_gone()? {
-                return Ok(End::DomainGone);
             }
             server.handle(self);
             if self.quit {
                 return Ok(End::Quit);
             }
-            if next_flush <= Instant::now() {
-                if let Some(served) = &self.served {
-                    // Fails only when the domain goes, which xenstore tells us.
-                    let _ = served.memory.flush_dirty();
+            let tick = next_tick <= Instant::now();
+            if let Some(served) = &mut self.served
+                && (store_ready || tick)
+            {
+                // A domain that shut down or was suspended is news in xenstore: its last pages matter.
+                served.flush_dirty();
+                if served.is_gone() {
+                    return Ok(End::DomainGone);
                 }
-                next_flush = Instant::now() + DIRTY_INTERVAL;
+            }
+            if tick {
+                next_tick = Instant::now() + TICK;
             }
         }
     }
@@ -136,9 +153,8 @@ impl Control {
         until: Instant,
     ) -> Result<(bool, bool), Failure> {
         let mut fds = vec![PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
-        if let Some(served) = &self.served {
-            fds.push(PollFd::from_borrowed_fd(served.store.as_fd(), PollFlags::IN));
-        }
+        let store = self.served.as_ref().and_then(|served| served.store.as_ref());
+        fds.extend(store.map(|store| PollFd::from_borrowed_fd(store.as_fd(), PollFlags::IN)));
         fds.extend(server.fds().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
         let timeout = Timespec::try_from(until.saturating_duration_since(Instant::now()))?;
         match rustix::event::poll(&mut fds, Some(&timeout)) {
@@ -146,23 +162,58 @@ impl Control {
             Err(error) => return Err(io::Error::from(error).into()),
         }
         let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        Ok((ready(0), self.served.is_some() && ready(1)))
+        Ok((ready(0), store.is_some() && ready(1)))
     }
 
-    /// Reads xenstore's events: `@releaseDomain` says that some domain shut down or is gone.
-    fn domain_gone(&mut self) -> Result<bool, StoreError> {
-        let Some(Served { store, domid, .. }) = &mut self.served else { return Ok(false) };
-        let mut gone = false;
-        while store.next_event()?.is_some() {
-            gone |= !store.is_domain_introduced(*domid)?;
-        }
-        Ok(gone)
-    }
-
-    /// The devices, for the end.
-    pub fn devices(&self) -> Option<&Devices> {
+    fn devices(&self) -> Option<&Devices> {
         self.served.as_ref().map(|served| &served.devices)
     }
+
+    /// The end: the devices finish or give back what is in flight, disks are flushed, and only then the
+    /// domain is left alone.
+    pub fn close(self) {
+        let Some(mut served) = self.served else { return };
+        served.bus.reset();
+        served.devices.flush();
+        if let Err(error) = served.server.close() {
+            log::info!("closing the ioreq server: {error}");
+        }
+    }
+}
+
+impl Served {
+    fn flush_dirty(&mut self) {
+        match self.memory.flush_dirty() {
+            Err(error) if !self.complained => {
+                self.complained = true;
+                log::error!("cannot report written pages, a live migration would lose them: {error}");
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the domain is no more: xenstore says so at once, Xen when asked.
+    fn is_gone(&mut self) -> bool {
+        let introduced = match &mut self.store {
+            Some(store) => introduced(store, self.domid),
+            None => Ok(true),
+        };
+        let introduced = introduced.unwrap_or_else(|error| {
+            log::error!("no more news from xenstore: {error}");
+            self.store = None;
+            true
+        });
+        !introduced || self.server.exists().is_ok_and(|exists| !exists)
+    }
+}
+
+/// Reads xenstore's events: `@releaseDomain` says that some domain shut down or is gone.
+fn introduced(store: &mut Store, domid: DomId) -> Result<bool, StoreError> {
+    let mut introduced = true;
+    while store.next_event()?.is_some() {
+        introduced &= store.is_domain_introduced(domid)?;
+    }
+    Ok(introduced)
 }
 
 /// What only the toolstack can do to a domain.

@@ -2,13 +2,15 @@
 
 mod info;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use backend::block::{Disk, DiskOptions};
-use backend::tap::Tap;
+use backend::tap::{Interface, Tap};
 use domain::SharedDomain;
 use memory::GuestMemory;
 use pci::{Bdf, Bus};
@@ -27,6 +29,11 @@ use crate::run::Failure;
 const DEFAULT_SCRIPT: &str = "/etc/qemu-ifup";
 /// What it runs in the end.
 const DEFAULT_DOWN_SCRIPT: &str = "/etc/qemu-ifdown";
+/// How long a tap may be busy before that is an error, and how often it is tried.
+const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+const BUSY_INTERVAL: Duration = Duration::from_millis(50);
+/// Queues that a disk has at most unless told: each takes a thread and buffers.
+const MAX_DEFAULT_QUEUES: u32 = 4;
 const KERNEL_RANDOM: &str = "/dev/urandom";
 
 /// An open disk and the device on it.
@@ -47,8 +54,8 @@ pub struct Nic {
     pub device: String,
     /// The netdev's id.
     pub netdev: String,
-    /// The tap's name.
-    pub tap: String,
+    /// The interface on the host.
+    pub end: Interface,
     /// The device.
     pub net: Arc<Net>,
     down_script: Option<String>,
@@ -82,6 +89,14 @@ impl Devices {
         for device in &config.devices {
             devices.add(config, device, memory, domain).map_err(|error| at(config, &device.typed, error))?;
         }
+        // Bridges and scripts come when everything is open: what fails above leaves no trace on the host.
+        for nic in &mut devices.nics {
+            let netdev = config.netdev(&nic.netdev);
+            if let Some((typed, NetBackend::Tap(tap))) = netdev.map(|netdev| (&netdev.typed, &netdev.backend))
+            {
+                nic.connect(tap).map_err(|error| at(config, typed, error))?;
+            }
+        }
         Ok(devices)
     }
 
@@ -102,6 +117,7 @@ impl Devices {
             vectors: device.vectors,
             without: without(&device.model),
             multifunction: device.multifunction,
+            ..Placement::default()
         };
         let function = VirtioPci::new(virtio, name, placement, memory.clone(), domain.clone())?;
         let at = Bdf::new(0, device.addr.device, device.addr.function).ok_or("no such PCI address")?;
@@ -130,7 +146,7 @@ impl Devices {
         let blk = Blk::new(
             &BlkConfig {
                 serial: options.serial.clone(),
-                queues: options.num_queues.unwrap_or(cpus.try_into().unwrap_or(u16::MAX)),
+                queues: options.num_queues.unwrap_or(cpus.min(MAX_DEFAULT_QUEUES) as u16),
                 queue_size: options.queue_size,
                 write_cache: Some(options.write_cache),
                 max_discard: when(options.discard, options.max_discard_sectors),
@@ -161,7 +177,7 @@ impl Devices {
         if !options.mq {
             taps.truncate(1);
         }
-        let name = taps.first().map(|tap| tap.name().to_owned()).unwrap_or_default();
+        let end = taps.first().ok_or("a tap without queues")?.interface();
         let net = NetConfig {
             mac: options.mac,
             mtu: options.host_mtu,
@@ -173,9 +189,9 @@ impl Devices {
         self.nics.push(Nic {
             device: device.id.clone(),
             netdev: id.to_owned(),
-            tap: name,
+            end,
             net: net.clone(),
-            down_script: script(&tap.downscript, DEFAULT_DOWN_SCRIPT),
+            down_script: None,
         });
         Ok(net)
     }
@@ -191,14 +207,43 @@ impl Devices {
         Ok(())
     }
 
-    /// Runs what is to be run before taps go.
-    pub fn close(&self) {
-        for nic in &self.nics {
-            if let Some(script) = &nic.down_script
-                && let Err(error) = run_script(script, &nic.tap)
+    /// Has the host write to the disks what it keeps in memory of them. To be called at the end, when the
+    /// functions were reset.
+    pub fn flush(&self) {
+        for Drive { node, disk, .. } in &self.drives {
+            if !disk.is_read_only()
+                && !node.cache.no_flush
+                && let Err(error) = rustix::fs::fdatasync(disk)
             {
-                log::warn!("{error}");
+                log::warn!("{}: cannot be flushed: {error}", node.filename.display());
             }
+        }
+    }
+}
+
+impl Nic {
+    /// Makes the tap a port of the bridge it is for, has its script run, and brings it up.
+    fn connect(&mut self, options: &TapOptions) -> Result<(), Failure> {
+        if let TapSource::Fds(_) = options.source {
+            return Ok(());
+        }
+        if let Some(bridge) = &options.bridge {
+            self.end.join_bridge(bridge)?;
+        }
+        self.down_script = script(&options.downscript, DEFAULT_DOWN_SCRIPT);
+        if let Some(script) = script(&options.script, DEFAULT_SCRIPT) {
+            run_script(&script, self.end.name())?;
+        }
+        Ok(self.end.bring_up()?)
+    }
+}
+
+impl Drop for Nic {
+    fn drop(&mut self) {
+        if let Some(script) = &self.down_script
+            && let Err(error) = run_script(script, self.end.name())
+        {
+            log::warn!("{error}");
         }
     }
 }
@@ -234,8 +279,24 @@ fn without(model: &Model) -> u64 {
         Model::Blk(blk) => &[(blk.config_wce, 1 << 11)],
         Model::Rng(_) => &[],
     };
-    off.iter().filter(|(on, _)| !on).fold(0, |all, (_, bit)| all | bit)
+    let off = off.iter().filter(|(on, _)| !on).fold(0, |all, (_, bit)| all | bit);
+    match model {
+        Model::Net(_) => NET_NEEDS
+            .iter()
+            .fold(off, |off, (needed, by)| if off & needed == *needed { off | by } else { off }),
+        _ => off,
+    }
 }
+
+/// Features of a NIC that are of no use, and that drivers stumble over, if all of others are missing (virtio
+/// 1.3 §5.1.3.1): the others, and then those.
+const NET_NEEDS: [(u64, u64); 5] = [
+    (1 << 17, 1 << 2 | 1 << 18 | 1 << 19 | 1 << 22 | 1 << 23),
+    (1 << 0, 1 << 11 | 1 << 12 | 1 << 13 | 1 << 56),
+    (1 << 1, 1 << 7 | 1 << 8 | 1 << 9 | 1 << 54 | 1 << 55),
+    (1 << 7 | 1 << 8, 1 << 9),
+    (1 << 11 | 1 << 12, 1 << 13),
+];
 
 /// Opens a disk as its options say, with QEMU's words where the file is of the wrong kind.
 fn open_disk(node: &BlockNode) -> Result<Disk, Failure> {
@@ -283,10 +344,13 @@ fn random_source(source: &RngSource) -> Result<File, Failure> {
         RngSource::Builtin => Path::new(KERNEL_RANDOM),
         RngSource::File(path) => path,
     };
-    File::open(path).map_err(|error| format!("Could not open '{}': {error}", path.display()).into())
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    file.map_err(|error| format!("Could not open '{}': {error}", path.display()).into())
 }
 
-/// Opens a tap, brings it up and, if a bridge is named, makes it a port of that.
+/// Opens a tap. libxl starts the process of a restarted guest before the old one has ended, so a tap that is
+/// busy may be free in a moment.
 fn open_tap(options: &TapOptions) -> Result<Vec<Tap>, Failure> {
     let name = match &options.source {
         TapSource::Name(name) => name,
@@ -294,16 +358,13 @@ fn open_tap(options: &TapOptions) -> Result<Vec<Tap>, Failure> {
             return Ok(fds.iter().map(|fd| Tap::from_number(*fd)).collect::<Result<_, _>>()?);
         }
     };
-    let taps = Tap::open(name, options.queues.into())?;
-    let Some(tap) = taps.first() else { return Ok(taps) };
-    if let Some(bridge) = &options.bridge {
-        tap.join_bridge(bridge)?;
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match Tap::open(name, options.queues.into()) {
+            Err(error) if error.is_busy() && Instant::now() < deadline => std::thread::sleep(BUSY_INTERVAL),
+            taps => return Ok(taps?),
+        }
     }
-    if let Some(script) = script(&options.script, DEFAULT_SCRIPT) {
-        run_script(&script, tap.name())?;
-    }
-    tap.bring_up()?;
-    Ok(taps)
 }
 
 /// The script to run: none that was not asked for and is not there.

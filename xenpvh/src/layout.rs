@@ -109,7 +109,8 @@ impl Layout {
     pub fn stock(memory: u64, address_bits: u32) -> Layout {
         let low = memory.min(LOW_RAM_LIMIT);
         let high = memory - low;
-        let high_start = (FOUR_GIB + high).next_multiple_of(GIB);
+        // RAM that reaches too high is found by `check`.
+        let high_start = FOUR_GIB.saturating_add(high).checked_next_multiple_of(GIB).unwrap_or(u64::MAX);
         let room = (1u64 << address_bits.clamp(36, 48)).saturating_sub(high_start);
         Layout {
             ram_low: Window { name: "low RAM", start: 0, size: low },
@@ -217,6 +218,7 @@ mod tests {
 
     #[test]
     fn stock_layouts_fit_any_memory_size() {
+        assert!(matches!(Layout::stock(u64::MAX, 40).check(40), Err(LayoutError::TooHigh(..))));
         for memory in [128 * MIB, 512 * MIB, 4032 * MIB, 4096 * MIB, 5 * GIB, 200 * GIB] {
             for bits in [39, 40, 46, 52] {
                 let layout = Layout::stock(memory, bits);

@@ -37,8 +37,7 @@ impl Machine {
     /// Carries out one request and returns the data of its answer.
     pub fn handle(&self, request: &Ioreq) -> u64 {
         match request.access {
-            Access::Memory | Access::Port => self.repeat(request),
-            Access::Config => self.config(request),
+            Access::Memory | Access::Port | Access::Config => self.repeat(request),
             Access::Invalidate => {
                 self.memory.invalidate();
                 0
@@ -51,18 +50,23 @@ impl Machine {
     /// guest memory, one item behind the other.
     fn repeat(&self, request: &Ioreq) -> u64 {
         let Some(size) = Size::new(request.size) else { return u64::MAX };
-        let is_port = request.access == Access::Port;
         let mut data = request.data;
         for index in 0..u64::from(request.count.min(MAX_REPETITIONS)) {
             let item = |base: u64| {
                 let distance = index * u64::from(size.0);
                 if request.downwards { base.wrapping_sub(distance) } else { base.wrapping_add(distance) }
             };
-            let address = if is_port { request.address } else { item(request.address) };
+            // Ports, those of configuration space too, stay where they are.
+            let is_memory = request.access == Access::Memory;
+            let address = if is_memory { item(request.address) } else { request.address };
             let pointer = request.data_is_pointer.then(|| Gpa(item(request.data)));
             match request.direction {
                 Direction::Read => {
-                    data = if is_port { self.port_read(address, size) } else { self.read(address, size) };
+                    data = match request.access {
+                        Access::Port => self.port_read(address, size),
+                        Access::Config => self.config_read(address, size),
+                        _ => self.read(address, size),
+                    };
                     data &= size.mask();
                     if let Some(pointer) = pointer {
                         // A string read into memory that is not there is lost, as on a real bus.
@@ -76,9 +80,10 @@ impl Machine {
                         let _ = self.memory.read(pointer, &mut value[..size.bytes()]);
                     }
                     let value = u64::from_le_bytes(value) & size.mask();
-                    match is_port {
-                        true => self.port_write(address, size, value),
-                        false => self.write(address, size, value),
+                    match request.access {
+                        Access::Port => self.port_write(address, size, value),
+                        Access::Config => self.config_write(address, size, value),
+                        _ => self.write(address, size, value),
                     }
                 }
             }
@@ -116,19 +121,26 @@ impl Machine {
         }
     }
 
-    fn config(&self, request: &Ioreq) -> u64 {
-        let register = request.address as u16 & 0xfff;
-        let function = u16::try_from(request.address >> 32).map(Bdf::from_bits);
-        let (Ok(function), 1 | 2 | 4) = (function, request.size) else { return u64::MAX };
-        let size = request.size as u8;
-        match request.direction {
-            Direction::Read => self.bus.config_read(function, register, size).into(),
-            Direction::Write => {
-                self.bus.config_write(function, register, size, request.data as u32);
-                0
+    fn config_read(&self, address: u64, size: Size) -> u64 {
+        match (config_place(address), size.0) {
+            (Some((function, register)), 1 | 2 | 4) => {
+                self.bus.config_read(function, register, size.0).into()
             }
+            _ => u64::MAX,
         }
     }
+
+    fn config_write(&self, address: u64, size: Size, value: u64) {
+        if let (Some((function, register)), 1 | 2 | 4) = (config_place(address), size.0) {
+            self.bus.config_write(function, register, size.0, value as u32);
+        }
+    }
+}
+
+/// The function and register of an [`Access::Config`], if it is of segment 0.
+fn config_place(address: u64) -> Option<(Bdf, u16)> {
+    let function = u16::try_from(address >> 32).ok()?;
+    Some((Bdf::from_bits(function), address as u16 & 0xfff))
 }
 
 /// The size of one access: 1, 2, 4 or 8 bytes.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use domain::SharedDomain;
 use memory::{GuestMemory, Region};
 use pci::{Bdf, Bus, HostBridge};
-use xen::{DomId, IoRange, IoreqServer, Space, Store, Xen};
+use xen::{DomId, IoRange, Space, Store, Xen};
 
 use crate::acpi::{self, Outcome};
 use crate::cli::{self, Config, Machine as MachineKind};
@@ -19,8 +19,14 @@ use crate::control::{Control, End, Served};
 use crate::devices::Devices;
 use crate::layout::Layout;
 use crate::machine::{CONFIG_ADDRESS, Machine, TIMER_CHANNEL_2};
-use crate::signals::Signals;
+use crate::signals::{self, Signals};
 use crate::{ioreq, logging, privileges, qmp, store, survey};
+
+/// How long requests may take to end when the process does.
+const END_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What libxl calls the chardev by which it speaks to a device model that it started.
+const LIBXL_CHARDEV: &str = "libxl-cmd";
 
 /// How long a probe run that was told to quit waits to be killed.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
@@ -40,6 +46,7 @@ pub fn run(config: &Config) -> Result<(), cli::Error> {
 }
 
 fn begin(config: &Config) -> Result<(), Failure> {
+    signals::ignore_file_size_limit();
     start_log(config)?;
     for warning in &config.warnings {
         log::warn!("{warning}");
@@ -82,8 +89,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let bus = Arc::new(Bus::new(layout.buses().max(1)));
     bus.insert(Bdf::default(), Arc::new(HostBridge::new()))?;
     devices.insert(&bus)?;
-    let signals = Signals::new()?;
     let mut qmp = qmp::listen(config)?;
+    let signals = Signals::new()?;
     write_pid(config.pid_file.as_deref())?;
 
     if layout.ecam.exists() {
@@ -93,33 +100,39 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let mut server = xen.create_server()?;
     server.map_ranges(&ranges(&layout))?;
     server.enable()?;
+    if config.chardev(LIBXL_CHARDEV).is_some() {
+        store::withdraw_triggers(&mut store, domid)?;
+    }
+    store.watch("@releaseDomain", "gone")?;
+    // Before the first thread: what is given up here, every thread is to be without.
+    privileges::drop(config, &xen)?;
     let vcpus = ioreq::serve(&*domain, &machine)?;
     log::info!("serving domain {domid}: {} vCPUs, {} functions", vcpus.len(), bus.functions().len());
 
-    store::withdraw_triggers(&mut store, domid)?;
-    store.watch("@releaseDomain", "gone")?;
-    privileges::drop(config, &xen)?;
-    let served = Served { domid, store, memory, bus: bus.clone(), devices };
+    let served = Served { domid, server, store: Some(store), memory, bus, devices, complained: false };
     let mut control = Control::new(config, Some(served));
     if !config.paused {
         control.start()?;
     }
     let end = control.run(&signals, &mut qmp);
-    // Whatever ended it, the devices finish or give back what is in flight before the server goes.
-    bus.reset();
-    if let Some(devices) = control.devices() {
-        devices.close();
-    }
-    close(&mut server);
     log::info!("no longer serving domain {domid}: {}", end.as_ref().map_or("failure", |end| end.reason()));
+    signals.exit_on_next()?;
+    end_within(END_PATIENCE)?;
+    control.close();
     end.map(drop)
 }
 
-/// The server goes with the domain, so that it cannot be closed any more is no news.
-fn close(server: &mut IoreqServer) {
-    if let Err(error) = server.close() {
-        log::info!("closing the ioreq server: {error}");
-    }
+/// Ends the process after `patience` whatever hangs: nobody ends it otherwise, and while it lives the domain
+/// cannot go either.
+fn end_within(patience: Duration) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name("patience".to_owned())
+        .spawn(move || {
+            std::thread::sleep(patience);
+            log::error!("the host's disks do not answer: ending without them");
+            std::process::exit(1);
+        })
+        .map(drop)
 }
 
 fn start_log(config: &Config) -> Result<(), Failure> {

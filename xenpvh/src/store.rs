@@ -6,15 +6,11 @@ use xen::{DomId, Store, StoreError};
 /// waits half a minute for somebody to.
 const TRIGGERS: [&str; 2] = ["vfb", "vkbd"];
 
-/// Takes the trigger devices back before the guest sees them, if libxl started this very process.
+/// Takes the trigger devices back before the guest sees them.
 ///
 /// # Errors
 /// xenstored failed.
 pub fn withdraw_triggers(store: &mut Store, domid: DomId) -> Result<(), StoreError> {
-    let pid = store.read_text(&format!("/local/domain/{domid}/image/device-model-pid"))?;
-    if pid.and_then(|pid| pid.parse().ok()) != Some(std::process::id()) {
-        return Ok(());
-    }
     for kind in TRIGGERS {
         let path = format!("/local/domain/{domid}/device/{kind}");
         match store.rm(&path) {

@@ -16,6 +16,8 @@ pub(super) const POOL_BYTES: usize = 4 << 20;
 /// Most that one buffer may take, in bytes. Larger requests are done in pieces of this.
 pub(super) const BUFFER_BYTES: usize = 1 << 20;
 
+/// Pages that an idle pool keeps: enough for one buffer.
+const KEPT_PAGES: usize = BUFFER_BYTES / PAGE;
 const PAGES: usize = POOL_BYTES / PAGE;
 const WORDS: usize = PAGES / 64;
 
@@ -27,6 +29,10 @@ pub(super) struct Pool {
     base: NonNull<u8>,
     /// One bit a page, set while it is in a [`Buffer`].
     taken: [u64; WORDS],
+    /// Pages in buffers.
+    used: usize,
+    /// The most there were since the pool was last empty and trimmed.
+    peak: usize,
 }
 
 // SAFETY: the mapping belongs to the process and is reached only through the pool and its buffers.
@@ -57,7 +63,7 @@ impl Pool {
             )?
         };
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Pool { base, taken: [0; WORDS] })
+        Ok(Pool { base, taken: [0; WORDS], used: 0, peak: 0 })
     }
 
     /// Takes a buffer of `len` bytes, at most [`BUFFER_BYTES`]; `None` while there is no room.
@@ -65,15 +71,27 @@ impl Pool {
         let pages = len.div_ceil(PAGE).max(1);
         let first = self.find(pages)?;
         self.mark(first, pages);
+        self.used += pages;
+        self.peak = self.peak.max(self.used);
         // SAFETY: `find` returned a run inside the mapping.
         let base = unsafe { self.base.add(first * PAGE) };
         Some(Buffer { base, len, first })
     }
 
-    /// Gives a buffer back.
+    /// Gives a buffer back. After a burst the pages go back to the host.
     pub(super) fn free(&mut self, buffer: Buffer) {
-        for page in buffer.first..buffer.first + buffer.len.div_ceil(PAGE).max(1) {
+        let pages = buffer.len.div_ceil(PAGE).max(1);
+        for page in buffer.first..buffer.first + pages {
             self.taken[page / 64] &= !(1 << (page % 64));
+        }
+        self.used -= pages;
+        if self.used == 0 && self.peak > KEPT_PAGES {
+            self.peak = 0;
+            // SAFETY: the mapping is ours, and nobody has a buffer in it.
+            let result = unsafe {
+                rustix::mm::madvise(self.base.as_ptr().cast(), POOL_BYTES, rustix::mm::Advice::LinuxDontNeed)
+            };
+            debug_assert!(result.is_ok(), "madvise of a bounce pool: {result:?}");
         }
     }
 

@@ -81,6 +81,7 @@ pub(super) struct Image {
     pub(super) cannot_punch: Learnt,
     pub(super) cannot_zero: Learnt,
     pub(super) cannot_discard: Learnt,
+    no_uring: Learnt,
 }
 
 impl AsFd for Image {
@@ -169,6 +170,7 @@ impl Disk {
             cannot_punch: Learnt::default(),
             cannot_zero: Learnt::default(),
             cannot_discard: Learnt::default(),
+            no_uring: Learnt::default(),
         })))
     }
 
@@ -223,16 +225,19 @@ impl Disk {
         self.0.uring
     }
 
-    /// Makes an engine for one queue.
-    ///
-    /// # Errors
-    /// `io_uring` worked when the disk was opened and does not now: out of memory or descriptors.
-    pub fn engine(&self) -> io::Result<Box<dyn Engine>> {
-        if self.0.uring {
-            Ok(Box::new(UringEngine::new(self.0.clone())?))
-        } else {
-            Ok(Box::new(SynchronousEngine::new(self.0.clone())))
+    /// Makes an engine for one queue. That `io_uring` was there when the disk was opened does not mean that
+    /// it is still: it may be for privileged processes only, or there are no more descriptors.
+    pub fn engine(&self) -> Box<dyn Engine> {
+        if self.0.uring && !self.0.no_uring.get() {
+            match UringEngine::new(self.0.clone()) {
+                Ok(engine) => return Box::new(engine),
+                Err(error) => {
+                    log::warn!("no io_uring any more, doing without: {error}");
+                    self.0.no_uring.set();
+                }
+            }
         }
+        Box::new(SynchronousEngine::new(self.0.clone()))
     }
 }
 

@@ -79,7 +79,7 @@ fn code(result: io::Result<()>) -> Option<i32> {
 /// Writes and reads back, in pieces, at odd places in memory, through every kind of request.
 fn exercise(disk: &Disk) {
     let guest = memory(16 * MIB);
-    let mut engine = disk.engine().unwrap();
+    let mut engine = disk.engine();
     let data = pattern(1, 3 * MIB as usize);
     guest.write(Gpa(0x1003), &data).unwrap();
     // Scattered, unaligned in memory and longer than a bounce buffer.
@@ -169,7 +169,7 @@ fn direct_pool_runs_out() {
     File::create(&path).unwrap().set_len(16 * MIB).unwrap();
     let disk = Disk::open(&options(&path, EngineChoice::Auto).cache(Cache::None)).unwrap();
     let guest = memory(16 * MIB);
-    let mut engine = disk.engine().unwrap();
+    let mut engine = disk.engine();
     let size = 3 * MIB as usize / 2;
     let writes: Vec<_> = (0..10u64)
         .map(|tag| {
@@ -228,7 +228,7 @@ fn file_that_shrank() {
         let guest = memory(4 * MIB);
         guest.write(Gpa(0), &[0x55; 8192]).unwrap();
         file.as_file().set_len(4096).unwrap();
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         assert_eq!(code(run(&mut *engine, transfer(&guest, Op::Read, 0, &[(0, 8192)]))), Some(libc::EIO));
         // No zeros were made up for what is missing.
         assert_eq!(get(&guest, 4096, 4096), [0x55; 4096]);
@@ -253,7 +253,7 @@ fn file_system_that_is_full() {
         File::create(&path).unwrap().set_len(MIB).unwrap();
         let disk = Disk::open(&options(&path, engine)).unwrap();
         let guest = memory(4 * MIB);
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         let result = run(&mut *engine, transfer(&guest, WRITE, 0, &[(0, MIB as usize)]));
         assert_eq!(code(result), Some(libc::ENOSPC));
         // What had room is still served.
@@ -273,7 +273,7 @@ fn more_vectors_than_a_call_takes() {
         let file = image(8 * MIB);
         let disk = Disk::open(&options(file.path(), engine)).unwrap();
         let guest = memory(16 * MIB);
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         // Every other 512 bytes, so that no two neighbours become one vector.
         let ranges: Vec<_> = (0..2500u64).map(|index| (index * 1024, 512)).collect();
         let data = pattern(3, 2500 * 512);
@@ -295,7 +295,7 @@ fn nonsense_is_refused() {
     let guest = memory(4 * MIB);
     for engine in both() {
         let disk = Disk::open(&options(file.path(), engine)).unwrap();
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         for (offset, len) in [(4096, 512), (0, 8192), (u64::MAX, 512), (u64::MAX - 511, 512), (3584, 1024)] {
             for op in [Op::Discard, Op::WriteZeroes { unmap: true, durable: false }] {
                 assert_eq!(code(run(&mut *engine, request(1, op, offset, len))), Some(libc::EINVAL));
@@ -310,7 +310,7 @@ fn nonsense_is_refused() {
 
         let options = DiskOptions { read_only: true, ..options(file.path(), EngineChoice::Auto) };
         let disk = Disk::open(&options).unwrap();
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         let write = transfer(&guest, WRITE, 0, &[(0, 512)]);
         assert_eq!(code(run(&mut *engine, write)), Some(libc::EROFS));
         run(&mut *engine, request(1, Op::Flush, 0, 0)).unwrap();
@@ -323,7 +323,7 @@ fn nonsense_is_refused() {
 fn event_says_when_there_is_something() {
     let file = image(MIB);
     let disk = Disk::open(&options(file.path(), EngineChoice::Auto)).unwrap();
-    let mut engine = disk.engine().unwrap();
+    let mut engine = disk.engine();
     if !disk.uses_uring() {
         return skip("no io_uring here");
     }
@@ -348,7 +348,7 @@ fn dropping_an_engine_waits_for_the_kernel() {
     let guest = memory(8 * MIB);
     let disk = Disk::open(&options(file.path(), EngineChoice::Auto)).unwrap();
     for _ in 0..20 {
-        let mut engine = disk.engine().unwrap();
+        let mut engine = disk.engine();
         for tag in 0..200u64 {
             engine.submit(Request { tag, ..transfer(&guest, WRITE, tag * 512, &[(tag * 4096, 512)]) });
         }
@@ -364,7 +364,7 @@ fn unsafe_cache_does_not_flush_and_discard_needs_leave() {
     let options = DiskOptions::new(file.path()).cache(Cache::Unsafe);
     let disk = Disk::open(&options).unwrap();
     assert!(!disk.supports_discard());
-    let mut engine = disk.engine().unwrap();
+    let mut engine = disk.engine();
     run(&mut *engine, request(1, Op::Flush, 0, 0)).unwrap();
     run(&mut *engine, request(1, Op::Discard, 0, 8192)).unwrap();
     let mut found = [0; 8192];

@@ -85,8 +85,8 @@ fn frames_go_both_ways() {
         assert_eq!(tap.name(), "test0");
         assert!(ip("link set test0 address 02:00:00:00:00:01"));
         assert!(ip("addr add 192.0.2.1/24 dev test0"));
-        tap.bring_up().unwrap();
-        tap.bring_up().unwrap();
+        tap.interface().bring_up().unwrap();
+        tap.interface().bring_up().unwrap();
         assert!(ip("neigh add 192.0.2.2 lladdr 02:00:00:00:00:02 dev test0"));
         let all = Offloads { checksum: true, tso4: true, tso6: true, ecn: true, uso: tap.has_uso() };
         tap.set_offloads(all).unwrap();
@@ -181,13 +181,13 @@ fn bridges() {
             eprintln!("SKIPPED: no bridges in this kernel");
             return;
         }
-        tap.join_bridge("br0").unwrap();
-        tap.join_bridge("br0").unwrap();
+        tap.interface().join_bridge("br0").unwrap();
+        tap.interface().join_bridge("br0").unwrap();
         assert_eq!(
-            tap.join_bridge("br1").unwrap_err().to_string(),
+            tap.interface().join_bridge("br1").unwrap_err().to_string(),
             "could not add 'port' to bridge 'br1': it is a port of 'br0' already"
         );
-        let missing = tap.join_bridge("br7").unwrap_err().to_string();
+        let missing = tap.interface().join_bridge("br7").unwrap_err().to_string();
         assert_eq!(missing, "could not add 'port' to bridge 'br7': No such device");
     });
 }

@@ -62,7 +62,7 @@ impl Bench {
         let taps = Tap::open("tap0", pairs).unwrap();
         assert!(ip("link set tap0 address 02:00:00:00:00:01"));
         assert!(ip("addr add 192.0.2.1/24 dev tap0"));
-        taps[0].bring_up().unwrap();
+        taps[0].interface().bring_up().unwrap();
         assert!(ip("neigh add 192.0.2.2 lladdr 00:16:3e:01:02:03 dev tap0"));
         let net = Net::new(&NetConfig { mtu: Some(1500), ..NetConfig::new(MAC) }, taps).unwrap();
         let features = net.spec().features & !without | FEATURE_VERSION_1 | FEATURE_EVENT_IDX;

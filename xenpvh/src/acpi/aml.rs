@@ -14,7 +14,15 @@ use crate::layout::{Layout, Window};
 pub const OEM_ID: [u8; 6] = *b"XENPVH";
 /// Our tables' OEM table id.
 pub const TABLE_ID: [u8; 8] = *b"PCIHOST ";
-const OEM_REVISION: u32 = 1;
+
+/// The tables' OEM revision: says for which layout they are, so that a later version of us, whose tables may
+/// differ, knows a guest that was restored.
+pub fn revision(layout: &Layout) -> u32 {
+    // FNV-1a, of the numbers that the guest is told.
+    let numbers = [layout.ecam, layout.mmio, layout.mmio_high].map(|window| [window.start, window.size]);
+    let bytes = numbers.iter().flatten().flat_map(|number| number.to_le_bytes());
+    bytes.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
 
 /// `_OSC` of a PCI host bridge (PCI Firmware 3.3 §4.5.1).
 const OSC_UUID: &str = "33DB4D5B-1FF7-401C-9657-7441C03DD766";
@@ -80,7 +88,7 @@ pub fn ssdt(layout: &Layout) -> Vec<u8> {
         vec![&hid, &cid, &segment, &first_bus, &uid, &coherent, &base, &resources, &osc],
     );
     let scope = Scope::new(Path::new("\\_SB_"), vec![&motherboard, &bridge]);
-    let mut table = Sdt::new(*b"SSDT", 36, 2, OEM_ID, TABLE_ID, OEM_REVISION);
+    let mut table = Sdt::new(*b"SSDT", 36, 2, OEM_ID, TABLE_ID, revision(layout));
     table.append_slice(&bytes(&scope));
     table.update_checksum();
     table.as_slice().to_vec()
@@ -94,7 +102,7 @@ pub fn mcfg(layout: &Layout) -> Option<Vec<u8>> {
     if layout.ecam.start + layout.ecam.size > 1 << 32 {
         return None;
     }
-    let mut table = MCFG::new(OEM_ID, TABLE_ID, OEM_REVISION);
+    let mut table = MCFG::new(OEM_ID, TABLE_ID, revision(layout));
     table.add_ecam(layout.ecam.start, 0, 0, last_bus);
     Some(bytes(&table))
 }

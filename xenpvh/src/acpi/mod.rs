@@ -78,12 +78,10 @@ pub fn hand_over(domain: &SharedDomain, layout: &Layout) -> Result<Outcome, Acpi
     let area = Region { start: Gpa(ACPI_AREA.start), size: ACPI_AREA.size };
     let memory = GuestMemory::new(domain.clone(), &[area])?;
     let tables = Tables::find(&memory)?;
-    let ssdt = aml::ssdt(layout);
-    let mcfg = aml::mcfg(layout);
-    if let Some(found) = tables.bridge(&memory, &ssdt, mcfg.as_deref())? {
+    if let Some(found) = tables.bridge(&memory, aml::revision(layout))? {
         return Ok(found);
     }
-    tables.add(&memory, &[Some(ssdt), mcfg])?;
+    tables.add(&memory, &[Some(aml::ssdt(layout)), aml::mcfg(layout)])?;
     Ok(Outcome::Added)
 }
 
@@ -123,18 +121,12 @@ impl Tables {
     }
 
     /// Reads every table and looks for a PCI host bridge.
-    fn bridge(
-        &self,
-        memory: &GuestMemory,
-        ssdt: &[u8],
-        mcfg: Option<&[u8]>,
-    ) -> Result<Option<Outcome>, AcpiError> {
-        let mut foreign = false;
-        let mut ours = Vec::new();
+    fn bridge(&self, memory: &GuestMemory, revision: u32) -> Result<Option<Outcome>, AcpiError> {
+        let (mut foreign, mut ours) = (false, None);
         for at in self.entries() {
             let table = read_table(memory, at, "table", None)?;
             if table[10..16] == aml::OEM_ID && table[16..24] == aml::TABLE_ID {
-                ours.push(table);
+                ours = Some(le_u32(&table, 24));
                 continue;
             }
             foreign |= match &table[..4] {
@@ -145,12 +137,11 @@ impl Tables {
                 _ => false,
             };
         }
-        if !ours.is_empty() {
-            let wanted = std::iter::once(ssdt).chain(mcfg);
-            let same = ours.iter().map(Vec::as_slice).eq(wanted);
-            return if same { Ok(Some(Outcome::Present)) } else { Err(AcpiError::OtherLayout) };
+        match ours {
+            Some(found) if found == revision => Ok(Some(Outcome::Present)),
+            Some(_) => Err(AcpiError::OtherLayout),
+            None => Ok(foreign.then_some(Outcome::Foreign)),
         }
-        Ok(foreign.then_some(Outcome::Foreign))
     }
 
     /// Writes the new tables and a new XSDT into free room, and only then the RSDP.

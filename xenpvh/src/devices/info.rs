@@ -1,7 +1,5 @@
 //! What QMP shows of the devices.
 
-use std::os::unix::fs::MetadataExt;
-
 use pci::{BarKind, Bus, Function};
 use virtio::Device;
 use virtio::blk::{Kind, Statistics};
@@ -66,7 +64,7 @@ fn block_info(drive: &Drive) -> BlockInfo {
         qdev: drive.device.clone(),
         filename: node.filename.display().to_string(),
         size: drive.disk.size(),
-        actual_size: std::fs::metadata(&node.filename).map_or(0, |file| file.blocks() * 512),
+        actual_size: rustix::fs::fstat(&drive.disk).map_or(0, |file| file.st_blocks as u64 * 512),
         read_only: drive.disk.is_read_only(),
         cache: node.cache,
         detect_zeroes: match node.detect_zeroes {
@@ -108,7 +106,7 @@ fn nic_info(index: usize, nic: &Nic) -> NicInfo {
         model: MODEL.to_owned(),
         mac,
         netdev: nic.netdev.clone(),
-        netdev_about: format!("type=tap,ifname={}", nic.tap),
+        netdev_about: format!("type=tap,ifname={}", nic.end.name()),
         link_up: nic.net.link(),
     }
 }

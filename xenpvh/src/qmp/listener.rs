@@ -104,18 +104,21 @@ impl Listener {
     }
 
     /// The next client that is there, if any, not blocking.
-    pub(super) fn accept(&self) -> Option<UnixStream> {
+    ///
+    /// # Errors
+    /// There may be one, but it cannot be had now, as when no descriptors are left.
+    pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         loop {
             match self.socket.accept() {
                 Ok((client, _)) => {
                     // A client that cannot be had without blocking is not had at all.
                     if client.set_nonblocking(true).is_ok() {
-                        return Some(client);
+                        return Ok(Some(client));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Nobody there, or one who left again, or no descriptors left: another time.
-                Err(_) => return None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error),
             }
         }
     }

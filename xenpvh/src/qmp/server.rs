@@ -24,12 +24,17 @@ const MAX_TURN: usize = 1 << 18;
 /// How long a client that was asked for gets to take the last words.
 const FAREWELL: Duration = Duration::from_millis(100);
 
+/// How long a socket is left alone after it failed to accept.
+const ACCEPT_REST: Duration = Duration::from_secs(1);
+
 /// One monitor: a socket, and who calls on it.
 #[derive(Debug)]
 struct Port {
     listener: Listener,
     pretty: bool,
     client: Option<Client>,
+    /// Until when it is left alone after a failure to accept, which would come again at once.
+    rests: Option<Instant>,
 }
 
 /// One client.
@@ -95,7 +100,7 @@ impl Server {
     }
 
     fn add(&mut self, listener: Listener, pretty: bool) {
-        self.ports.push(Port { listener, pretty, client: None });
+        self.ports.push(Port { listener, pretty, client: None, rests: None });
     }
 
     /// Waits until the socket added last has a client.
@@ -113,6 +118,9 @@ impl Server {
     /// What to poll for.
     pub fn fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         self.ports.iter().map(|port| match &port.client {
+            None if port.rests.is_some_and(|until| Instant::now() < until) => {
+                (port.listener.as_fd(), PollFlags::empty())
+            }
             None => (port.listener.as_fd(), PollFlags::IN),
             Some(client) => {
                 let mut flags = PollFlags::empty();
@@ -196,7 +204,18 @@ impl Port {
         if self.client.is_some() {
             return;
         }
-        let Some(socket) = self.listener.accept() else { return };
+        let socket = match self.listener.accept() {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
+            Err(error) => {
+                if self.rests.is_none() {
+                    log::warn!("cannot accept a QMP client on {}: {error}", self.listener.filename());
+                }
+                self.rests = Some(Instant::now() + ACCEPT_REST);
+                return;
+            }
+        };
+        self.rests = None;
         let mut client = Client {
             socket,
             splitter: Splitter::new(),
