@@ -1,6 +1,7 @@
 //! From the command line's devices to PCI functions: opens what they need on the host.
 
 mod info;
+mod transport;
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -115,9 +116,9 @@ impl Devices {
         let name = if device.id.is_empty() { device.driver } else { &device.id };
         let placement = Placement {
             vectors: device.vectors,
-            without: without(&device.model),
+            with: transport::with(&device.transport),
+            without: without(&device.model) | transport::without(&device.transport),
             multifunction: device.multifunction,
-            ..Placement::default()
         };
         let function = VirtioPci::new(virtio, name, placement, memory.clone(), domain.clone())?;
         let at = Bdf::new(0, device.addr.device, device.addr.function).ok_or("no such PCI address")?;

@@ -79,7 +79,8 @@ fn serve(config: &Config) -> Result<(), Failure> {
         );
     }
     let domain: SharedDomain = xen.clone();
-    survey::survey(&*xen, &layout)?;
+    let most = store::most_memory(&mut store, domid)?;
+    survey::survey(&*xen, &layout, most)?;
     if config.acpi_only {
         return hand_over(&domain, &layout);
     }

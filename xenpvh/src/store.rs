@@ -6,6 +6,15 @@ use xen::{DomId, Store, StoreError};
 /// waits half a minute for somebody to.
 const TRIGGERS: [&str; 2] = ["vfb", "vkbd"];
 
+/// The most memory that the domain may have, in bytes, if the toolstack wrote it down.
+///
+/// # Errors
+/// xenstored failed.
+pub fn most_memory(store: &mut Store, domid: DomId) -> Result<Option<u64>, StoreError> {
+    let kibibytes = store.read_text(&format!("/local/domain/{domid}/memory/static-max"))?;
+    Ok(kibibytes.and_then(|text| text.parse::<u64>().ok()).and_then(|kib| kib.checked_mul(1024)))
+}
+
 /// Takes the trigger devices back before the guest sees them.
 ///
 /// # Errors

@@ -19,6 +19,9 @@ pub enum SurveyError {
     /// There is more RAM than the options say: devices could not reach it.
     #[error("the domain has RAM at {0:#x}, behind {1}: -m and the ram-* options must be the domain's")]
     MoreRam(u64, Window),
+    /// The options say more RAM than the domain may ever have.
+    #[error("-m says {0} MiB of RAM, but the domain has {1} MiB at most")]
+    TooMuch(u64, u64),
     /// Xen did not let us look.
     #[error("cannot look at the domain's memory: {0}")]
     Map(#[from] io::Error),
@@ -28,11 +31,16 @@ pub enum SurveyError {
 ///
 /// Looking at a frame of a populate-on-demand guest populates it, so only the frames at the ends of ranges
 /// are looked at: RAM and windows are each in one piece. The end of RAM may have been ballooned away, so a
-/// hole there proves nothing; RAM just behind it does.
+/// hole there proves nothing; RAM just behind it does. `most` is what the toolstack says the domain may have, in
+/// bytes.
 ///
 /// # Errors
 /// See [`SurveyError`].
-pub fn survey(domain: &dyn Domain, layout: &Layout) -> Result<(), SurveyError> {
+pub fn survey(domain: &dyn Domain, layout: &Layout, most: Option<u64>) -> Result<(), SurveyError> {
+    let memory = layout.ram_low.size + layout.ram_high.size;
+    if let Some(most) = most.filter(|most| *most < memory) {
+        return Err(SurveyError::TooMuch(memory >> 20, most >> 20));
+    }
     let has = |address: u64| -> Result<bool, SurveyError> {
         Ok(domain.map(Gpa(address).frame(), 1)?.is_present(0))
     };
@@ -72,7 +80,7 @@ mod tests {
 
     fn complaint(ram: &[(Gpa, u64)], layout: &Layout) -> String {
         let domain = SimDomain::new(1, ram).unwrap();
-        survey(&*domain, layout).map_or_else(|error| error.to_string(), |()| String::new())
+        survey(&*domain, layout, None).map_or_else(|error| error.to_string(), |()| String::new())
     }
 
     #[test]
@@ -84,6 +92,14 @@ mod tests {
     fn too_little_memory_is_said() {
         let text = complaint(&[(Gpa(0), 64 << 20)], &Layout::stock(32 << 20, 40));
         assert!(text.contains("has RAM at 0x2000000, behind low RAM"), "{text}");
+    }
+
+    #[test]
+    fn too_much_memory_is_said() {
+        let domain = SimDomain::new(1, &[(Gpa(0), 64 << 20)]).unwrap();
+        let error = survey(&*domain, &Layout::stock(128 << 20, 40), Some(64 << 20)).unwrap_err();
+        assert_eq!(error.to_string(), "-m says 128 MiB of RAM, but the domain has 64 MiB at most");
+        assert!(survey(&*domain, &Layout::stock(64 << 20, 40), Some(64 << 20)).is_ok());
     }
 
     #[test]

@@ -19,8 +19,29 @@ pub struct Device {
     pub multifunction: bool,
     /// `vectors=`: size of the MSI-X table; `None` for the device's own choice, `Some(0)` for no MSI-X.
     pub vectors: Option<u16>,
+    /// What its queues and its transport offer.
+    pub transport: Transport,
     /// What it is, with the rest of its properties.
     pub model: Model,
+}
+
+/// Which features of queues and transport the guest may be offered (virtio 1.3 §6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transport {
+    /// `event_idx=`.
+    pub event_idx: bool,
+    /// `in_order=`.
+    pub in_order: bool,
+    /// `indirect_desc=`.
+    pub indirect_desc: bool,
+    /// `iommu_platform=`.
+    pub iommu_platform: bool,
+    /// `notification_data=`.
+    pub notification_data: bool,
+    /// `packed=`.
+    pub packed: bool,
+    /// `queue_reset=`.
+    pub queue_reset: bool,
 }
 
 /// A device and function number on bus 0.

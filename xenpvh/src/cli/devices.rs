@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{BlockNode, ErrorAction, Netdev, RngObject, RngSource};
-use super::device_config::{BlkDevice, Device, Model, NetDevice, NetOffloads, RngDevice};
+use super::device_config::{BlkDevice, Device, Model, NetDevice, NetOffloads, RngDevice, Transport};
 use super::drivers::{Global, Kind, Request};
 use super::drives::ERROR_ACTIONS;
 use super::keyval::Value;
@@ -118,6 +118,15 @@ impl Builder<'_> {
             addr,
             multifunction,
             vectors,
+            transport: Transport {
+                event_idx: settings.on("event_idx"),
+                in_order: settings.on("in_order"),
+                indirect_desc: settings.on("indirect_desc"),
+                iommu_platform: settings.on("iommu_platform"),
+                notification_data: settings.on("notification_data"),
+                packed: settings.on("packed"),
+                queue_reset: settings.on("queue_reset"),
+            },
             model,
         });
         Ok(())

@@ -99,12 +99,13 @@ pub(super) const COMMON: &[Property] = &[
     pci("romsize", Type::U32, "4294967295", "ignored, there is no ROM"),
     pci("vectors", Type::U32, "4294967295", "Size of the MSI-X table, 0 for none"),
     virtio("any_layout", Type::Bool, "on", "on/off").only("on", "virtio 1.0 requires it"),
-    virtio("event_idx", Type::Bool, "on", "on/off").only("on", NOT_YET),
-    virtio("in_order", Type::Bool, "off", "on/off").only("off", NOT_YET),
-    virtio("indirect_desc", Type::Bool, "on", "on/off").only("on", NOT_YET),
-    virtio("iommu_platform", Type::Bool, "off", "on/off").only("off", NOT_YET),
-    virtio("packed", Type::Bool, "off", "on/off").only("off", NOT_YET),
-    virtio("queue_reset", Type::Bool, "", "ignored"),
+    offer("event_idx", "Both sides say when they want to hear of the other"),
+    virtio("in_order", Type::Bool, "off", "Requests end in the order in which they were made"),
+    offer("indirect_desc", "Descriptors outside of the ring"),
+    virtio("iommu_platform", Type::Bool, "off", "Addresses are the platform's: guest-physical, as always"),
+    virtio("notification_data", Type::Bool, "off", "Notifications say how far the guest has got"),
+    virtio("packed", Type::Bool, "off", "Packed rings"),
+    offer("queue_reset", "Guest may reset one queue alone"),
 ];
 
 /// Properties of `virtio-net-pci`.

@@ -311,14 +311,12 @@ fn devices() {
             "'virtio-blk-pci-transitional' is not supported: \
              legacy virtio needs I/O ports, and a PVH guest's devices have none",
         ),
+        ("-device virtio-rng-pci,aer=on", "Property 'virtio-rng-pci.aer' can only be off: not supported"),
         (
-            "-device virtio-rng-pci,packed=on",
-            "Property 'virtio-rng-pci.packed' can only be off: not supported",
+            "-device virtio-net-pci,page-per-vq=on",
+            "Property 'virtio-net-pci.page-per-vq' can only be off: not supported",
         ),
-        (
-            "-device virtio-rng-pci,iommu_platform=on",
-            "Property 'virtio-rng-pci.iommu_platform' can only be off: not supported",
-        ),
+        ("-device virtio-rng-pci,packed=maybe", "Parameter 'packed' expects 'on' or 'off'"),
         ("-device virtio-blk-pci", "drive property not set"),
         ("-device virtio-blk-pci,drive=nope", "Property 'virtio-blk-device.drive' can't find value 'nope'"),
         ("-device virtio-rng-pci,rng=nope", "Device 'nope' not found"),

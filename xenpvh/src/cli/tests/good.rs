@@ -287,6 +287,29 @@ fn globals_reach_the_devices_that_they_name() {
 }
 
 #[test]
+fn features_of_queues_and_transport() {
+    let config = config(
+        "-xen-domid 1 -device virtio-rng-pci \
+         -device virtio-rng-pci,packed=on,in_order=on,iommu_platform=on,notification_data=on \
+         -device virtio-rng-pci,event_idx=off,indirect_desc=off,queue_reset=off",
+    );
+    let usual = Transport {
+        event_idx: true,
+        in_order: false,
+        indirect_desc: true,
+        iommu_platform: false,
+        notification_data: false,
+        packed: false,
+        queue_reset: true,
+    };
+    let more =
+        Transport { in_order: true, iommu_platform: true, notification_data: true, packed: true, ..usual };
+    let less = Transport { event_idx: false, indirect_desc: false, queue_reset: false, ..usual };
+    let transports: Vec<_> = config.devices.iter().map(|device| device.transport).collect();
+    assert_eq!(transports, [usual, more, less]);
+}
+
+#[test]
 fn randomness() {
     let config = config(
         "-xen-domid 1 -device virtio-rng-pci,rng=r,max-bytes=1024,period=1000 -object rng-random,id=r,filename=/x \

@@ -47,7 +47,7 @@ fn help_on_a_device_names_each_property_with_its_type_and_default() {
         )
     );
     assert!(
-        text.contains("\n  packed=<bool>          - on/off (default: off); can only be off: not supported\n")
+        text.contains("\n  aer=<bool>             - on/off (default: off); can only be off: not supported\n")
     );
     assert!(printed("-device virtio-blk-pci,help").contains("\n  drive=<str> "));
     assert!(printed("-device driver=virtio-rng-pci,help").contains("\n  rng=<str> "));
