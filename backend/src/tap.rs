@@ -273,6 +273,14 @@ impl Tap {
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
+    /// [`Tap::read`] into memory of ours.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_bytes(&self, frame: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::io::read(&self.file, frame)?)
+    }
+
     /// Writes one frame with its header.
     ///
     /// # Errors

@@ -279,7 +279,7 @@ fn the_longest_frames() {
         let mut bench = Bench::new(1, 0, 256);
         assert!(ip("link set tap0 mtu 65521"));
         let socket = socket();
-        // Too few for the longest frame: none is read.
+        // Too few for the longest frame: it waits.
         bench.offer_buffers(0..42, 1536);
         let payload: Vec<u8> = (0..65400u32).map(|index| (index / 5) as u8).collect();
         socket.send_to(&payload, "192.0.2.2:7").unwrap();
@@ -293,6 +293,50 @@ fn the_longest_frames() {
             read.extend(bench.get(DATA + u64::from(head) * 4096, len as usize));
         }
         assert!(read[HEADER + 42..] == payload[..]);
+    });
+}
+
+/// A driver may give fewer buffers than the longest frame would fill.
+#[test]
+fn receive_into_few_buffers() {
+    in_network(|| {
+        let mut bench = Bench::new(1, 0, 256);
+        let socket = socket();
+        bench.offer_buffers(0..1, 1536);
+        assert_eq!(bench.serve(0), Wake::Source);
+        assert_eq!(bench.waits(0), 1, "the one may be enough for what comes");
+        let payload: Vec<u8> = (0..1400u32).map(|index| (index / 3) as u8).collect();
+        socket.send_to(&payload[..500], "192.0.2.2:7").unwrap();
+        assert_eq!(bench.receive(500), [(0, (HEADER + 42 + 500) as u32)]);
+        assert_eq!(bench.get(DATA + 10, 2), [1, 0]);
+        assert_eq!(&bench.get(DATA + (HEADER + 42) as u64, 500), &payload[..500]);
+
+        // One that is longer waits for more of them, and the next for it.
+        bench.offer_buffers(1..3, 600);
+        socket.send_to(&payload, "192.0.2.2:7").unwrap();
+        socket.send_to(&payload[..77], "192.0.2.2:7").unwrap();
+        assert_eq!(bench.serve(0), Wake::Kick);
+        assert_eq!(bench.waits(0), 0, "only the driver can help");
+        assert_eq!(bench.rings[0].take_used(), None);
+        bench.offer_buffers(3..5, 600);
+        let frame = bench.receive(payload.len());
+        assert_eq!(frame, [(1, 600), (2, 600), (3, (HEADER + 42 + 1400 - 1200) as u32)]);
+        assert_eq!(bench.get(DATA + 4096 + 10, 2), [3, 0]);
+        let mut read = Vec::new();
+        for (head, len) in frame {
+            read.extend(bench.get(DATA + u64::from(head) * 4096, len as usize));
+        }
+        assert_eq!(&read[HEADER + 42..], &payload[..]);
+        assert_eq!(bench.receive(77)[0].0, 4);
+
+        // A queue that stops has no frame left over for its next life.
+        bench.offer_buffers(5..6, 600);
+        socket.send_to(&payload, "192.0.2.2:7").unwrap();
+        assert_eq!(bench.serve(0), Wake::Kick);
+        bench.workers[0].drain(&mut bench.queues[0], 0).unwrap();
+        assert_eq!(bench.queues[0].get(0).unwrap().in_flight(), 0);
+        socket.send_to(&payload[..66], "192.0.2.2:7").unwrap();
+        assert_eq!(bench.receive(66)[0].0, 5);
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -42,7 +43,11 @@ pub(super) struct NetWorker {
     generation: u64,
     /// Containers to be used again.
     spare: Vec<Pinned>,
-    /// Frames wait in the tap, or may: there is no room for them.
+    /// Memory of ours, made when it is first needed.
+    bounce: Box<[u8]>,
+    /// Length of a frame in `bounce` that the driver has not had room for yet; 0 for none.
+    held: usize,
+    /// Frames wait, or may: there is no room for them.
     starved: bool,
     /// A frame waits in the transmit queue: the tap takes no more for now.
     blocked: bool,
@@ -54,6 +59,16 @@ pub(super) struct NetWorker {
 struct Staged {
     head: u16,
     len: usize,
+}
+
+/// How much guest memory there is to read frames into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// Enough for any frame, or as much as there ever will be.
+    Enough,
+    /// Maybe enough for the next one.
+    Some,
+    None,
 }
 
 impl NetWorker {
@@ -79,6 +94,8 @@ impl NetWorker {
             receive: Receive::new(),
             staged: VecDeque::new(),
             spare: Vec::new(),
+            bounce: Box::default(),
+            held: 0,
             starved: false,
             blocked: false,
             failed: false,
@@ -120,8 +137,8 @@ impl NetWorker {
         true
     }
 
-    /// Gets enough chains ready to read a frame into. False if the driver has to give us more first.
-    fn stage(&mut self, queue: &mut Queue) -> Result<bool, QueueError> {
+    /// Gets enough chains ready to read a frame into, if the driver has given us as many.
+    fn stage(&mut self, queue: &mut Queue) -> Result<Room, QueueError> {
         let generation = self.memory.generation();
         if generation != self.generation {
             self.unstage(Some(queue));
@@ -131,7 +148,11 @@ impl NetWorker {
             if !queue.pop(&mut self.chain)? {
                 // A queue half of which is ours will not get much better: let it lose long frames.
                 let ours = self.staged.len().saturating_mul(2);
-                return Ok(ours >= usize::from(queue.size()));
+                return Ok(match ours {
+                    0 => Room::None,
+                    _ if ours >= usize::from(queue.size()) => Room::Enough,
+                    _ => Room::Some,
+                });
             }
             let mut buffer = self.spare.pop().unwrap_or_default();
             let mut writer = self.chain.writer(&self.memory);
@@ -145,11 +166,11 @@ impl NetWorker {
             self.recycle(buffer, 0);
             if !self.staged.is_empty() {
                 queue.rewind(1);
-                return Ok(true);
+                return Ok(Room::Enough);
             }
             queue.push(self.chain.head(), 0)?;
         }
-        Ok(true)
+        Ok(Room::Enough)
     }
 
     /// Gives all that is staged back to the driver's side of the queue, which may be gone.
@@ -181,13 +202,25 @@ impl NetWorker {
             if frames == RECEIVE_BATCH {
                 break Wake::Again;
             }
-            if !self.stage(queue)? {
+            let room = self.stage(queue)?;
+            if self.held > 0 && (self.receive.bytes() >= self.held || room == Room::Enough) {
+                let frame = mem::take(&mut self.bounce);
+                self.deliver(queue, frame.get(..self.held), self.held)?;
+                (self.bounce, self.held) = (frame, 0);
+                frames = frames.saturating_add(1);
+                continue;
+            }
+            if self.held > 0 || room == Room::None {
                 self.starved = true;
                 break Wake::Kick;
             }
-            let Some(pair) = self.shared.pairs.get(self.index) else { break Wake::Kick };
-            match pair.tap.read(&self.receive) {
-                Ok(len) => self.deliver(queue, len)?,
+            match self.fetch(room) {
+                // How long it is shows only now: the driver may have to give us more for it.
+                Ok(len) if room == Room::Some => {
+                    self.held = len;
+                    continue;
+                }
+                Ok(len) => self.deliver(queue, None, len)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Wake::Source,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -203,8 +236,21 @@ impl NetWorker {
         Ok(wake)
     }
 
-    /// Gives the driver the frame of `len` bytes that was read into what is staged.
-    fn deliver(&mut self, queue: &mut Queue, len: usize) -> Result<(), QueueError> {
+    /// Reads a frame: into what is staged if any frame fits there, else into memory of ours.
+    fn fetch(&mut self, room: Room) -> io::Result<usize> {
+        let pair = self.shared.pairs.get(self.index).ok_or(io::ErrorKind::WouldBlock)?;
+        if room == Room::Enough {
+            return pair.tap.read(&self.receive);
+        }
+        if self.bounce.is_empty() {
+            self.bounce = vec![0; MAX_FRAME].into_boxed_slice();
+        }
+        pair.tap.read_bytes(&mut self.bounce)
+    }
+
+    /// Gives the driver a frame of `len` bytes: the one that was read into what is staged, or `bounced`. What
+    /// there is no room for is cut off.
+    fn deliver(&mut self, queue: &mut Queue, bounced: Option<&[u8]>, len: usize) -> Result<(), QueueError> {
         let mut reach = 0usize;
         let mut buffers = 0u16;
         for staged in &self.staged {
@@ -214,15 +260,18 @@ impl NetWorker {
             reach = reach.saturating_add(staged.len);
             buffers = buffers.saturating_add(1);
         }
-        if let Some(first) = self.receive.first() {
-            // The host leaves these two bytes as they were.
-            first.copy_from(NUM_BUFFERS, &buffers.to_le_bytes());
-        }
         let mut left = len;
-        for _ in 0..buffers {
+        let mut bounced = bounced.unwrap_or_default();
+        for index in 0..buffers {
             let (Some(staged), Some(buffer)) = (self.staged.pop_front(), self.receive.pop()) else { break };
             let here = staged.len.min(left);
             left = left.saturating_sub(here);
+            let copied = buffer.copy_from(0, bounced.get(..here).unwrap_or_default());
+            bounced = bounced.get(copied..).unwrap_or_default();
+            if index == 0 {
+                // The host leaves these two bytes as they were.
+                buffer.copy_from(NUM_BUFFERS, &buffers.to_le_bytes());
+            }
             self.recycle(buffer, here);
             queue.push(staged.head, u32::try_from(here).unwrap_or(u32::MAX))?;
         }
@@ -340,7 +389,7 @@ impl Worker for NetWorker {
         if index == self.rx() {
             let mut queue = queues.get(index);
             self.unstage(queue.as_deref_mut());
-            self.starved = false;
+            (self.starved, self.held) = (false, 0);
             if let Some(queue) = queue {
                 return queue.flush();
             }
