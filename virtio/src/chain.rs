@@ -46,7 +46,8 @@ impl Chain {
         Chain::default()
     }
 
-    /// What to give to [`Queue::push`](crate::Queue::push).
+    /// What to give to [`Queue::push`](crate::Queue::push): below the queue's size, and unlike that of any
+    /// other chain in flight.
     pub fn head(&self) -> u16 {
         self.head
     }

@@ -1,4 +1,4 @@
-//! The common configuration registers (virtio 1.3 §4.1.4.3) and the states that they drive.
+//! What reading and writing the common configuration (virtio 1.3 §4.1.4.3) does, and what runs because of it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -8,72 +8,13 @@ use pci::width;
 
 use crate::device::Device;
 use crate::doorbell::Doorbell;
-use crate::queue::{FEATURE_VERSION_1, Layout, Queue, QueueError, QueueSize, QueueState};
-use crate::split;
-use crate::state::{State, status};
+use crate::queue::{
+    FEATURE_RING_PACKED, FEATURE_VERSION_1, Layout, Queue, QueueError, QueueSize, QueueState,
+};
+use crate::registers::{FIELDS, Phase, QueuePhase, Register};
+use crate::ring;
+use crate::state::{NO_VECTOR, State, status};
 use crate::worker::Thread;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Register {
-    DeviceFeatureSelect,
-    DeviceFeature,
-    DriverFeatureSelect,
-    DriverFeature,
-    ConfigVector,
-    QueueCount,
-    DeviceStatus,
-    ConfigGeneration,
-    QueueSelect,
-    QueueSize,
-    QueueVector,
-    QueueEnable,
-    QueueNotifyOffset,
-    QueueDescriptors,
-    QueueAvailable,
-    QueueUsed,
-}
-
-/// When a register may be written; at other times a write does nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Writable {
-    Never,
-    Always,
-    /// From DRIVER until FEATURES_OK.
-    Negotiating,
-    /// From FEATURES_OK on, while the selected queue is not enabled (§4.1.4.3.2).
-    QueueSetup,
-}
-
-struct Field {
-    offset: u64,
-    width: u8,
-    register: Register,
-    writable: Writable,
-}
-
-const fn field(offset: u64, width: u8, register: Register, writable: Writable) -> Field {
-    Field { offset, width, register, writable }
-}
-
-/// All registers. What is not here (the fields of features that we do not offer) reads as zero.
-const FIELDS: [Field; 16] = [
-    field(0x00, 4, Register::DeviceFeatureSelect, Writable::Always),
-    field(0x04, 4, Register::DeviceFeature, Writable::Never),
-    field(0x08, 4, Register::DriverFeatureSelect, Writable::Always),
-    field(0x0c, 4, Register::DriverFeature, Writable::Negotiating),
-    field(0x10, 2, Register::ConfigVector, Writable::Always),
-    field(0x12, 2, Register::QueueCount, Writable::Never),
-    field(0x14, 1, Register::DeviceStatus, Writable::Always),
-    field(0x15, 1, Register::ConfigGeneration, Writable::Never),
-    field(0x16, 2, Register::QueueSelect, Writable::Always),
-    field(0x18, 2, Register::QueueSize, Writable::QueueSetup),
-    field(0x1a, 2, Register::QueueVector, Writable::Always),
-    field(0x1c, 2, Register::QueueEnable, Writable::QueueSetup),
-    field(0x1e, 2, Register::QueueNotifyOffset, Writable::Never),
-    field(0x20, 8, Register::QueueDescriptors, Writable::QueueSetup),
-    field(0x28, 8, Register::QueueAvailable, Writable::QueueSetup),
-    field(0x30, 8, Register::QueueUsed, Writable::QueueSetup),
-];
 
 /// The registers of a queue.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +49,13 @@ struct Registers {
     queues: Box<[QueueRegisters]>,
     /// The threads that run, by number of the worker.
     threads: Box<[Option<Thread>]>,
+}
+
+impl Registers {
+    /// What the driver accepts. Once it was agreed to, that is all of it: what we offer fits.
+    fn features(&self) -> u64 {
+        self.driver_features as u64
+    }
 }
 
 /// The common configuration of a device.
@@ -183,13 +131,9 @@ impl CommonConfig {
             return;
         };
         let mut registers = self.lock();
-        if !self.may_write(&registers, field.writable) {
-            log::debug!(
-                "{}: {:?} written in status {:#x}",
-                self.state.name,
-                field.register,
-                self.state.status()
-            );
+        let (phase, queue) = (Phase::of(self.state.status()), self.queue_phase(&registers));
+        if !field.writable.allows(phase, queue, registers.features()) {
+            log::debug!("{}: {:?} written in {phase:?}, queue {queue:?}", self.state.name, field.register);
             return;
         }
         self.set(&mut registers, field.register, |old| width::insert(old, at, size, value));
@@ -200,19 +144,26 @@ impl CommonConfig {
         self.reset_locked(&mut self.lock());
     }
 
-    fn may_write(&self, registers: &Registers, writable: Writable) -> bool {
-        let status = self.state.status();
-        match writable {
-            Writable::Never => false,
-            Writable::Always => true,
-            Writable::Negotiating => status & (status::DRIVER | status::FEATURES_OK) == status::DRIVER,
-            Writable::QueueSetup => {
-                status & status::FEATURES_OK != 0
-                    && registers
-                        .queues
-                        .get(usize::from(registers.queue_select))
-                        .is_some_and(|queue| !queue.enabled)
-            }
+    /// Has every worker finish what it has in flight, and waits for that. Bus mastering was turned off
+    /// before, so that nothing is started.
+    pub(crate) fn pause(&self) {
+        let registers = self.lock();
+        // All at once, as in a reset.
+        let paused: Vec<_> = registers.threads.iter().flatten().map(Thread::pause).collect();
+        for done in paused {
+            // An error is that the thread ended, which will do as well.
+            let _ = done.recv();
+        }
+    }
+
+    /// Where the selected queue is.
+    fn queue_phase(&self, registers: &Registers) -> QueuePhase {
+        let selected = usize::from(registers.queue_select);
+        match registers.queues.get(selected) {
+            None => QueuePhase::Absent,
+            Some(queue) if queue.enabled => QueuePhase::Enabled,
+            Some(_) if self.state.is_stopping(selected) => QueuePhase::Resetting,
+            Some(_) => QueuePhase::SettingUp,
         }
     }
 
@@ -240,6 +191,7 @@ impl CommonConfig {
             Register::QueueDescriptors => address(|layout| layout.descriptors),
             Register::QueueAvailable => address(|layout| layout.available),
             Register::QueueUsed => address(|layout| layout.used),
+            Register::QueueReset => self.state.is_stopping(selected).into(),
         }
     }
 
@@ -247,6 +199,7 @@ impl CommonConfig {
     fn set(&self, registers: &mut Registers, register: Register, change: impl Fn(u64) -> u64) {
         let value = change(0);
         let selected = usize::from(registers.queue_select);
+        let features = registers.features();
         let queue = registers.queues.get_mut(selected);
         let address = |old: &mut Gpa| old.0 = change(old.0);
         match (register, queue) {
@@ -264,20 +217,23 @@ impl CommonConfig {
             (Register::DeviceStatus, _) => self.set_status(registers, value as u8),
             (Register::QueueSelect, _) => registers.queue_select = value as u16,
             (Register::QueueVector, _) => self.state.set_queue_vector(selected, value as u16),
-            (Register::QueueSize, Some(queue)) => self.set_size(selected, queue, value as u16),
+            (Register::QueueSize, Some(queue)) => self.set_size(selected, queue, value as u16, features),
             (Register::QueueEnable, Some(_)) if value == 1 => self.enable(registers, selected),
+            (Register::QueueReset, Some(_)) if value == 1 => self.reset_queue(registers, selected),
             (Register::QueueDescriptors, Some(queue)) => address(&mut queue.layout.descriptors),
             (Register::QueueAvailable, Some(queue)) => address(&mut queue.layout.available),
             (Register::QueueUsed, Some(queue)) => address(&mut queue.layout.used),
-            // Read-only, a queue that is not there, or an enable that is none.
+            // Read-only, a queue that is not there, or an enable or a reset that is none.
             _ => {}
         }
     }
 
     /// A size that no queue can have, or more than we offered, changes nothing (§4.1.4.3.2).
-    fn set_size(&self, index: usize, queue: &mut QueueRegisters, entries: u16) {
+    fn set_size(&self, index: usize, queue: &mut QueueRegisters, entries: u16, features: u64) {
         let largest = self.limits.get(index).map_or(0, |limits| limits.max_size.get());
-        if let Some(size) = QueueSize::new(entries).filter(|size| size.get() <= largest) {
+        let is_packed = features & FEATURE_RING_PACKED != 0;
+        let size = if is_packed { QueueSize::packed(entries) } else { QueueSize::new(entries) };
+        if let Some(size) = size.filter(|size| size.get() <= largest) {
             queue.layout.size = size;
         }
     }
@@ -339,8 +295,9 @@ impl CommonConfig {
     }
 
     fn enable(&self, registers: &mut Registers, index: usize) {
+        let features = registers.features();
         let Some(queue) = registers.queues.get_mut(index) else { return };
-        if let Err(error) = split::check_layout(&self.memory, &queue.layout) {
+        if let Err(error) = ring::check_layout(&self.memory, &queue.layout, features) {
             self.state.needs_reset(format_args!("queue {index}: {error}"));
             return;
         }
@@ -352,11 +309,10 @@ impl CommonConfig {
     fn start(&self, registers: &mut Registers, index: usize) {
         let enabled = registers.queues.get(index).filter(|queue| queue.enabled);
         let (Some(queue), Some(limits)) = (enabled, self.limits.get(index)) else { return };
-        if self.state.status() & (status::DRIVER_OK | status::FAILED) != status::DRIVER_OK {
+        if Phase::of(self.state.status()) != Phase::Running {
             return;
         }
-        // What `agrees` let pass fits.
-        let features = registers.driver_features as u64;
+        let features = registers.features();
         let layout = queue.layout;
         if let Err(error) = self.start_on(registers, index, limits.worker, layout, features) {
             self.state.needs_reset(format_args!("queue {index}: {error}"));
@@ -373,7 +329,8 @@ impl CommonConfig {
     ) -> Result<(), StartError> {
         let state = self.state.clone();
         let interrupt = Box::new(move || state.queue_interrupt(index));
-        let queue = Queue::new(self.memory.clone(), layout, features, QueueState::default(), interrupt)?;
+        let start = QueueState::initial(features);
+        let queue = Queue::new(self.memory.clone(), layout, features, start, interrupt)?;
         let (Some(slot), Some(doorbell)) = (registers.threads.get_mut(worker), self.doorbells.get(worker))
         else {
             return Ok(());
@@ -388,6 +345,20 @@ impl CommonConfig {
         };
         thread.start(index, queue);
         Ok(())
+    }
+
+    /// Gives queue `index` back to the driver (§2.6.1): at once if it does not run, and otherwise when its
+    /// worker has nothing of it in flight, until when the register reads as 1.
+    fn reset_queue(&self, registers: &mut Registers, index: usize) {
+        let (Some(queue), Some(limits)) = (registers.queues.get_mut(index), self.limits.get(index)) else {
+            return;
+        };
+        *queue = QueueRegisters::new(limits.max_size);
+        self.state.set_queue_vector(index, NO_VECTOR);
+        if let Some(thread) = registers.threads.get(limits.worker).and_then(Option::as_ref) {
+            self.state.set_stopping(index, true);
+            thread.stop(index);
+        }
     }
 
     fn reset_locked(&self, registers: &mut Registers) {

@@ -96,9 +96,10 @@ pub trait Worker: Send {
         let _ = (queues, out);
     }
 
-    /// Queue `index` is about to stop: finishes everything of it that is in flight, waiting for the
-    /// host if need be, or gives it back ([`Queue::rewind`]). Afterwards nothing may touch the guest's
-    /// memory on its behalf. Called as well after `serve` failed.
+    /// Queue `index` is about to stop or to pause: finishes everything of it that is in flight, waiting
+    /// for the host if need be, or gives it back ([`Queue::rewind`]). Afterwards nothing may touch the
+    /// guest's memory on its behalf, until `serve` is called for it again. Called as well after `serve`
+    /// failed.
     ///
     /// # Errors
     /// The driver broke the ring. The queue stops all the same.

@@ -22,8 +22,12 @@ mod common_config;
 mod device;
 mod doorbell;
 pub mod net;
+mod order;
+mod packed;
 mod pci;
 mod queue;
+mod registers;
+mod ring;
 mod rng;
 mod split;
 mod state;
@@ -34,7 +38,8 @@ mod worker;
 pub use self::pci::{MAX_QUEUES, Placement, VirtioPci, VirtioPciError};
 pub use device::{Config, Device, MAX_SOURCES, QueueSpec, Queues, Sources, Spec, Wake, Worker};
 pub use queue::{
-    Chain, ChainError, FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, Interrupt, Layout,
+    Chain, ChainError, FEATURE_ACCESS_PLATFORM, FEATURE_EVENT_IDX, FEATURE_IN_ORDER, FEATURE_INDIRECT,
+    FEATURE_NOTIFICATION_DATA, FEATURE_RING_PACKED, FEATURE_RING_RESET, FEATURE_VERSION_1, Interrupt, Layout,
     MAX_INDIRECT, Queue, QueueError, QueueSize, QueueState, Reader, Writer,
 };
 pub use rng::Rng;

@@ -15,14 +15,20 @@ use pci::{
 use crate::common_config::{CommonConfig, QueueLimits};
 use crate::device::{Device, Spec};
 use crate::doorbell::Doorbell;
-use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, FEATURE_VERSION_1, QueueSize};
+use crate::queue::{
+    FEATURE_ACCESS_PLATFORM, FEATURE_EVENT_IDX, FEATURE_IN_ORDER, FEATURE_INDIRECT,
+    FEATURE_NOTIFICATION_DATA, FEATURE_RING_PACKED, FEATURE_RING_RESET, FEATURE_VERSION_1, QueueSize,
+};
 use crate::state::State;
 
 /// Most queues that a device can have: as many as the notification structure has room for.
 pub const MAX_QUEUES: u16 = 1024;
 
 /// The features that queues and transport bring along, whatever the device.
-const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_EVENT_IDX | FEATURE_INDIRECT;
+const TRANSPORT_FEATURES: u64 = FEATURE_VERSION_1 | FEATURE_EVENT_IDX | FEATURE_INDIRECT | FEATURE_RING_RESET;
+/// Those that they could bring along if asked to.
+const OPTIONAL_FEATURES: u64 =
+    FEATURE_RING_PACKED | FEATURE_IN_ORDER | FEATURE_NOTIFICATION_DATA | FEATURE_ACCESS_PLATFORM;
 /// The feature bits that are a device type's own (§2.2).
 const DEVICE_FEATURES: u64 = 0x00ff_ffff | !0 << 50;
 
@@ -108,6 +114,9 @@ pub enum VirtioPciError {
     /// Feature bits that are not the device's to offer.
     #[error("feature bits {0:#x} are not a device's own")]
     Features(u64),
+    /// Feature bits that nobody can offer.
+    #[error("feature bits {0:#x} cannot be offered")]
+    Optional(u64),
     /// The BAR was refused.
     #[error(transparent)]
     Bar(#[from] BarError),
@@ -124,6 +133,9 @@ pub enum VirtioPciError {
 pub struct Placement {
     /// Entries of the MSI-X table; `None` for one for each queue and one for configuration changes.
     pub vectors: Option<u16>,
+    /// Feature bits that the driver is offered besides: of [`FEATURE_RING_PACKED`], [`FEATURE_IN_ORDER`],
+    /// [`FEATURE_NOTIFICATION_DATA`] and [`FEATURE_ACCESS_PLATFORM`].
+    pub with: u64,
     /// Feature bits that the driver is not offered although the device has them.
     pub without: u64,
     /// Function 0 of a slot that has more of them.
@@ -159,6 +171,9 @@ impl VirtioPci {
     ) -> Result<VirtioPci, VirtioPciError> {
         let spec = device.spec();
         let (limits, workers) = check(spec)?;
+        if placement.with & !OPTIONAL_FEATURES != 0 {
+            return Err(VirtioPciError::Optional(placement.with & !OPTIONAL_FEATURES));
+        }
         let vectors = match placement.vectors {
             Some(vectors) if (1..=MAX_VECTORS).contains(&vectors) => vectors,
             Some(vectors) => return Err(VirtioPciError::Vectors(vectors)),
@@ -173,7 +188,7 @@ impl VirtioPci {
         let doorbells =
             (0..workers).map(|_| Doorbell::new().map(Arc::new)).collect::<io::Result<Box<[_]>>>()?;
         let bells = limits.iter().filter_map(|queue| doorbells.get(queue.worker).cloned()).collect();
-        let features = (spec.features | TRANSPORT_FEATURES) & !placement.without;
+        let features = (spec.features | TRANSPORT_FEATURES | placement.with) & !placement.without;
         let state = Arc::new(State::new(name, msix, limits.len()));
         let hook = Arc::downgrade(&state);
         device.config().on_change(Box::new(move || {
@@ -274,8 +289,15 @@ impl Function for VirtioPci {
             if let Some((at, length)) = window {
                 self.bar_write(BAR, at, length, u64::from(written.after) & width::mask(length));
             }
-        } else {
-            self.act_on(written);
+            return;
+        }
+        self.act_on(written);
+        let master_off = written.register == register::COMMAND
+            && written.before & !written.after & command::BUS_MASTER != 0;
+        drop(config);
+        if master_off {
+            // Not under the lock either. When the write is over, guest memory is left alone.
+            self.common.pause();
         }
     }
 
@@ -298,7 +320,8 @@ impl Function for VirtioPci {
     fn bar_write(&self, _bar: u8, offset: u64, size: u8, value: u64) {
         let Some((area, at)) = find(offset) else { return };
         match area {
-            // First, since it is the one that counts. What is written does not: the place tells the queue.
+            // First, since it is the one that counts. What is written does not, NOTIFICATION_DATA or not: the
+            // place tells the queue, and the ring how far the driver has got.
             Area::Notify => self.notify(at / NOTIFY_MULTIPLIER),
             Area::Common => self.common.write(at, size, value),
             Area::Device => self.device_write(at, size, value),

@@ -1,86 +1,26 @@
 //! The split ring (virtio 1.3 §2.7), device side.
-//!
-//! Everything the driver wrote is read once, into private memory, and checked there.
 
 use std::sync::atomic::{Ordering, fence};
 
-use domain::Gpa;
-use memory::{GuestMemory, View};
+use memory::GuestMemory;
 
-use crate::chain::{Chain, Segment};
-use crate::queue::{
-    FEATURE_EVENT_IDX, FEATURE_INDIRECT, Layout, MAX_INDIRECT, QueueError, QueueSize, QueueState,
-};
+use crate::chain::Chain;
+use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Layout, QueueError, QueueSize, QueueState};
+use crate::ring::{Area, DESCRIPTOR_SIZE, Descriptor, FLAG_INDIRECT, FLAG_NEXT, Parts, Table};
 
-const DESCRIPTOR_SIZE: usize = 16;
 const USED_SIZE: usize = 8;
 /// Offset of the index in the available and the used ring; the flags precede it.
 const RING_INDEX: usize = 2;
 /// Offset of the first element in the available and the used ring.
 const RING_ELEMENTS: usize = 4;
 
-const FLAG_NEXT: u16 = 1;
-const FLAG_WRITE: u16 = 2;
-const FLAG_INDIRECT: u16 = 4;
 /// In the available ring's flags: the driver wants no interrupts.
 const NO_INTERRUPT: u16 = 1;
 /// In the used ring's flags: we want no notifications.
 const NO_NOTIFY: u16 = 1;
 
-/// A descriptor, read.
-#[derive(Clone, Copy)]
-struct Descriptor {
-    addr: Gpa,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    /// From the two little-endian halves that it is in memory.
-    fn from_halves(addr: u64, rest: u64) -> Descriptor {
-        Descriptor {
-            addr: Gpa(addr),
-            len: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        }
-    }
-
-    fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
-    }
-}
-
-/// The three parts, mapped.
-#[derive(Debug)]
-struct Views {
-    descriptors: View,
-    available: View,
-    used: View,
-}
-
-impl Views {
-    fn new(memory: &GuestMemory, layout: &Layout) -> Result<Views, QueueError> {
-        let [descriptors, available, used] = areas(layout);
-        Ok(Views {
-            descriptors: memory.view(descriptors.address, descriptors.len)?,
-            available: memory.view(available.address, available.len)?,
-            used: memory.view(used.address, used.len)?,
-        })
-    }
-}
-
-/// Where one part of a ring lies.
-struct Area {
-    name: &'static str,
-    address: Gpa,
-    len: usize,
-    alignment: u64,
-}
-
 /// The parts of a split ring: sizes and alignments of virtio 1.3 §2.7, the event fields included.
-fn areas(layout: &Layout) -> [Area; 3] {
+pub(crate) fn areas(layout: &Layout) -> [Area; 3] {
     let size = usize::from(layout.size.get());
     // At most 32768 entries of 16 bytes: these cannot overflow.
     let elements = |bytes: usize| size.wrapping_mul(bytes);
@@ -106,30 +46,12 @@ fn areas(layout: &Layout) -> [Area; 3] {
     ]
 }
 
-/// Whether a queue can be there at all: alignment, and all of it in RAM. Maps nothing.
-///
-/// # Errors
-/// It cannot.
-pub(crate) fn check_layout(memory: &GuestMemory, layout: &Layout) -> Result<(), QueueError> {
-    for Area { name, address, len, alignment } in areas(layout) {
-        if !address.0.is_multiple_of(alignment) {
-            return Err(QueueError::Misaligned { area: name, address, alignment });
-        }
-        memory.check(address, len as u64)?;
-    }
-    Ok(())
-}
-
 /// A split ring that runs.
 #[derive(Debug)]
 pub(crate) struct Split {
-    memory: GuestMemory,
-    layout: Layout,
+    parts: Parts,
     event_idx: bool,
     indirect: bool,
-    views: Views,
-    /// What `memory.generation()` was when the views were made.
-    generation: u64,
     next_avail: u16,
     /// The driver's index as read last: up to there nothing need be read again.
     avail_seen: u16,
@@ -143,8 +65,7 @@ pub(crate) struct Split {
     held_count: u16,
     /// The head taken at each available index: the driver may have overwritten its own copy.
     taken: Box<[u16]>,
-    /// The indirect table being read.
-    table: Vec<u8>,
+    table: Table,
 }
 
 impl Split {
@@ -154,15 +75,11 @@ impl Split {
         features: u64,
         state: QueueState,
     ) -> Result<Split, QueueError> {
-        check_layout(&memory, &layout)?;
-        let generation = memory.generation();
-        let views = Views::new(&memory, &layout)?;
         let size = usize::from(layout.size.get());
         let mut ring = Split {
+            parts: Parts::new(memory, layout, features)?,
             event_idx: features & FEATURE_EVENT_IDX != 0,
             indirect: features & FEATURE_INDIRECT != 0,
-            views,
-            generation,
             next_avail: state.next_avail,
             avail_seen: state.next_avail,
             next_used: state.next_used,
@@ -171,9 +88,7 @@ impl Split {
             held: vec![0; size.div_ceil(64)].into(),
             held_count: 0,
             taken: vec![0; size].into(),
-            table: Vec::new(),
-            memory,
-            layout,
+            table: Table::default(),
         };
         // A driver may start us over a ring where an earlier device asked for silence.
         ring.write_used_flags(0)?;
@@ -181,7 +96,7 @@ impl Split {
     }
 
     pub(crate) fn size(&self) -> QueueSize {
-        self.layout.size
+        self.parts.size()
     }
 
     pub(crate) fn in_flight(&self) -> u16 {
@@ -194,13 +109,13 @@ impl Split {
 
     pub(crate) fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         chain.clear();
-        self.refresh()?;
+        self.parts.refresh()?;
         if self.next_avail == self.avail_seen && !self.look()? {
             return Ok(false);
         }
-        let size = self.layout.size.get();
-        let slot = usize::from(self.layout.size.slot(self.next_avail));
-        let head = self.views.available.read_u16(RING_ELEMENTS.wrapping_add(slot.wrapping_mul(2)))?;
+        let size = self.parts.size().get();
+        let slot = usize::from(self.parts.size().slot(self.next_avail));
+        let head = self.parts.driver.read_u16(RING_ELEMENTS.wrapping_add(slot.wrapping_mul(2)))?;
         if head >= size {
             return Err(QueueError::HeadOutOfRange { head, size });
         }
@@ -220,11 +135,11 @@ impl Split {
         if !self.is_held(head) {
             return Err(QueueError::NotInFlight { head });
         }
-        self.refresh()?;
-        let slot = usize::from(self.layout.size.slot(self.next_used));
+        self.parts.refresh()?;
+        let slot = usize::from(self.parts.size().slot(self.next_used));
         let offset = RING_ELEMENTS.wrapping_add(slot.wrapping_mul(USED_SIZE));
-        self.views.used.write_u32(offset, u32::from(head))?;
-        self.views.used.write_u32(offset.wrapping_add(4), written)?;
+        self.parts.device.write_u32(offset, u32::from(head))?;
+        self.parts.device.write_u32(offset.wrapping_add(4), written)?;
         self.set_held(head, false);
         self.next_used = self.next_used.wrapping_add(1);
         Ok(())
@@ -237,24 +152,24 @@ impl Split {
         if old == new {
             return Ok(false);
         }
-        self.refresh()?;
-        self.views.used.store_u16_release(RING_INDEX, new)?;
+        self.parts.refresh()?;
+        self.parts.device.store_u16_release(RING_INDEX, new)?;
         self.published = new;
         // The driver writes its wish, then reads our index; we write the index, then read its wish.
         // Either sees the other's write only if both orders hold (virtio 1.3 §2.7.10).
         fence(Ordering::SeqCst);
         if self.event_idx {
-            let offset = RING_ELEMENTS.wrapping_add(usize::from(self.layout.size.get()).wrapping_mul(2));
-            Ok(passed(self.views.available.read_u16(offset)?, old, new))
+            let offset = RING_ELEMENTS.wrapping_add(usize::from(self.parts.size().get()).wrapping_mul(2));
+            Ok(passed(self.parts.driver.read_u16(offset)?, old, new))
         } else {
-            Ok(self.views.available.read_u16(0)? & NO_INTERRUPT == 0)
+            Ok(self.parts.driver.read_u16(0)? & NO_INTERRUPT == 0)
         }
     }
 
     pub(crate) fn disable_notification(&mut self) -> Result<(), QueueError> {
         // With EVENT_IDX the event index stays behind, and the driver is silent until it comes round.
         if !self.event_idx && !self.silent {
-            self.refresh()?;
+            self.parts.refresh()?;
             self.write_used_flags(NO_NOTIFY)?;
             self.silent = true;
         }
@@ -262,10 +177,10 @@ impl Split {
     }
 
     pub(crate) fn enable_notification(&mut self) -> Result<bool, QueueError> {
-        self.refresh()?;
+        self.parts.refresh()?;
         if self.event_idx {
-            let entries = usize::from(self.layout.size.get()).wrapping_mul(USED_SIZE);
-            self.views.used.write_u16(RING_ELEMENTS.wrapping_add(entries), self.next_avail)?;
+            let entries = usize::from(self.parts.size().get()).wrapping_mul(USED_SIZE);
+            self.parts.device.write_u16(RING_ELEMENTS.wrapping_add(entries), self.next_avail)?;
         } else if self.silent {
             self.write_used_flags(0)?;
             self.silent = false;
@@ -278,7 +193,7 @@ impl Split {
     pub(crate) fn rewind(&mut self, chains: u16) -> u16 {
         for done in 0..chains {
             let index = self.next_avail.wrapping_sub(1);
-            let head = self.taken.get(usize::from(self.layout.size.slot(index))).copied();
+            let head = self.taken.get(usize::from(self.parts.size().slot(index))).copied();
             match head {
                 Some(head) if self.is_held(head) => self.set_held(head, false),
                 _ => return done,
@@ -290,8 +205,8 @@ impl Split {
 
     /// Reads the driver's index. True if there are chains to take.
     fn look(&mut self) -> Result<bool, QueueError> {
-        let seen = self.views.available.load_u16_acquire(RING_INDEX)?;
-        let size = self.layout.size.get();
+        let seen = self.parts.driver.load_u16_acquire(RING_INDEX)?;
+        let size = self.parts.size().get();
         if seen.wrapping_sub(self.next_avail) > size {
             return Err(QueueError::IndexJump { from: self.next_avail, to: seen, size });
         }
@@ -299,18 +214,8 @@ impl Split {
         Ok(seen != self.next_avail)
     }
 
-    /// Maps the rings again if the guest's memory map changed since.
-    fn refresh(&mut self) -> Result<(), QueueError> {
-        let generation = self.memory.generation();
-        if generation != self.generation {
-            self.views = Views::new(&self.memory, &self.layout)?;
-            self.generation = generation;
-        }
-        Ok(())
-    }
-
     fn write_used_flags(&mut self, flags: u16) -> Result<(), QueueError> {
-        Ok(self.views.used.write_u16(0, flags)?)
+        Ok(self.parts.device.write_u16(0, flags)?)
     }
 
     fn is_held(&self, head: u16) -> bool {
@@ -334,14 +239,14 @@ impl Split {
     /// Reads the chain at `head`, all of it, each descriptor once.
     fn walk(&mut self, head: u16, chain: &mut Chain) -> Result<(), QueueError> {
         chain.head = head;
-        let size = self.layout.size.get();
+        let size = self.parts.size().get();
         let mut next = head;
         // Each descriptor can be in the chain once.
         for _ in 0..size {
             let offset = usize::from(next).wrapping_mul(DESCRIPTOR_SIZE);
-            let descriptor = Descriptor::from_halves(
-                self.views.descriptors.read_u64(offset)?,
-                self.views.descriptors.read_u64(offset.wrapping_add(8))?,
+            let descriptor = Descriptor::split(
+                self.parts.descriptors.read_u64(offset)?,
+                self.parts.descriptors.read_u64(offset.wrapping_add(8))?,
             );
             if descriptor.has(FLAG_INDIRECT) {
                 if !self.indirect {
@@ -352,11 +257,11 @@ impl Split {
                 }
                 return self.walk_table(descriptor, chain);
             }
-            add(&self.memory, &descriptor, chain)?;
+            self.parts.add(&descriptor, chain)?;
             if !descriptor.has(FLAG_NEXT) {
                 return Ok(());
             }
-            next = descriptor.next;
+            next = descriptor.link;
             if next >= size {
                 return Err(QueueError::NextOutOfRange { head, next, size });
             }
@@ -364,36 +269,27 @@ impl Split {
         Err(QueueError::TooLong { head, limit: size })
     }
 
-    /// Reads the rest of a chain from the indirect table that `from` names.
+    /// Reads the chain in the indirect table that `from` names.
     fn walk_table(&mut self, from: Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
         let head = chain.head;
-        let bad_length = QueueError::IndirectLength { head, len: from.len };
-        let bytes = from.len as usize;
-        let Some(entries) = u16::try_from(bytes / DESCRIPTOR_SIZE).ok().filter(|entries| *entries > 0) else {
-            return Err(bad_length);
-        };
-        if !bytes.is_multiple_of(DESCRIPTOR_SIZE) || entries > MAX_INDIRECT.max(self.layout.size.get()) {
-            return Err(bad_length);
-        }
-        self.memory.check(from.addr, bytes as u64)?;
-        self.table.resize(bytes, 0);
-        self.memory.read(from.addr, &mut self.table)?;
-        let (table, _) = self.table.as_chunks::<DESCRIPTOR_SIZE>();
+        let table = self.table.read(&self.parts.memory, &from, head, self.parts.size().get())?;
+        // As many as a table can have fit.
+        let entries = table.len() as u16;
         let mut next = 0u16;
         for _ in 0..entries {
             let Some(raw) = table.get(usize::from(next)) else {
                 return Err(QueueError::NextOutOfRange { head, next, size: entries });
             };
             let raw = u128::from_le_bytes(*raw);
-            let descriptor = Descriptor::from_halves(raw as u64, (raw >> 64) as u64);
+            let descriptor = Descriptor::split(raw as u64, (raw >> 64) as u64);
             if descriptor.has(FLAG_INDIRECT) {
                 return Err(QueueError::IndirectInIndirect { head });
             }
-            add(&self.memory, &descriptor, chain)?;
+            self.parts.add(&descriptor, chain)?;
             if !descriptor.has(FLAG_NEXT) {
                 return Ok(());
             }
-            next = descriptor.next;
+            next = descriptor.link;
         }
         // The last one went on, to somewhere we have been.
         match next < entries {
@@ -401,32 +297,6 @@ impl Split {
             false => Err(QueueError::NextOutOfRange { head, next, size: entries }),
         }
     }
-}
-
-/// Adds what `descriptor` names to the chain. Empty ones add nothing.
-fn add(memory: &GuestMemory, descriptor: &Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
-    let &Descriptor { addr, len, .. } = descriptor;
-    let head = chain.head;
-    let total = if descriptor.has(FLAG_WRITE) {
-        &mut chain.writable_len
-    } else if chain.segments.len() > chain.readable {
-        return Err(QueueError::ReadableAfterWritable { head });
-    } else {
-        &mut chain.readable_len
-    };
-    *total = total.saturating_add(u64::from(len));
-    let sum = chain.readable_len.saturating_add(chain.writable_len);
-    if sum > u64::from(u32::MAX) {
-        return Err(QueueError::Overflow { head, len: sum });
-    }
-    if len > 0 {
-        memory.check(addr, u64::from(len))?;
-        chain.segments.push(Segment { addr, len });
-        if !descriptor.has(FLAG_WRITE) {
-            chain.readable = chain.segments.len();
-        }
-    }
-    Ok(())
 }
 
 /// Whether going from index `old` to `new` passes `event`, so that who asked to hear at `event` hears

@@ -49,6 +49,8 @@ pub(crate) struct State {
     isr: AtomicU8,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
+    /// Queues that were reset and are not back yet.
+    stopping: Box<[AtomicBool]>,
     last_complaint: Mutex<Option<Instant>>,
 }
 
@@ -62,6 +64,7 @@ impl State {
             isr: AtomicU8::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
+            stopping: (0..queues).map(|_| AtomicBool::new(false)).collect(),
             last_complaint: Mutex::new(None),
         }
     }
@@ -82,6 +85,17 @@ impl State {
     pub(crate) fn set_bus_master(&self, on: bool) {
         self.bus_master.store(on, Ordering::SeqCst);
         self.msix.set_bus_master(on);
+    }
+
+    /// Whether a worker still has to let go of queue `index`, which was reset.
+    pub(crate) fn is_stopping(&self, index: usize) -> bool {
+        self.stopping.get(index).is_some_and(|stopping| stopping.load(Ordering::SeqCst))
+    }
+
+    pub(crate) fn set_stopping(&self, index: usize, stopping: bool) {
+        if let Some(slot) = self.stopping.get(index) {
+            slot.store(stopping, Ordering::SeqCst);
+        }
     }
 
     /// The device cannot go on: says so to the driver (virtio 1.3 §2.1.2) and to the log.
@@ -163,6 +177,9 @@ impl State {
         self.isr.store(0, Ordering::SeqCst);
         for vector in self.queue_vectors.iter().chain([&self.config_vector]) {
             vector.store(NO_VECTOR, Ordering::SeqCst);
+        }
+        for stopping in &self.stopping {
+            stopping.store(false, Ordering::SeqCst);
         }
         self.msix.clear_pending();
         self.status.store(0, Ordering::SeqCst);

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -26,6 +26,10 @@ const NAME_LENGTH: usize = 15;
 
 enum Command {
     Start(usize, Box<Queue>),
+    /// Drain a queue and let go of it.
+    Stop(usize),
+    /// Drain all queues, and say so when that is done.
+    Pause(SyncSender<()>),
     Quit,
 }
 
@@ -64,6 +68,19 @@ impl Thread {
     /// Has the worker serve `queue` as number `index`.
     pub(crate) fn start(&self, index: usize, queue: Queue) {
         self.send(Command::Start(index, Box::new(queue)));
+    }
+
+    /// Has the worker finish with queue `index`, without waiting for it: [`State::is_stopping`] tells.
+    pub(crate) fn stop(&self, index: usize) {
+        self.send(Command::Stop(index));
+    }
+
+    /// Has the worker finish what it has in flight, without waiting for it: the channel tells, also by
+    /// being closed.
+    pub(crate) fn pause(&self) -> Receiver<()> {
+        let (done, receiver) = sync_channel(1);
+        self.send(Command::Pause(done));
+        receiver
     }
 
     /// Has the thread drain its queues and end, without waiting for it: for several at once.
@@ -138,6 +155,19 @@ impl Loop {
                 Command::Start(index, queue) => {
                     self.queues.insert(index, *queue);
                     self.wakes.resize(self.queues.end(), Wake::Kick);
+                    if let Some(wake) = self.wakes.get_mut(index) {
+                        *wake = Wake::Kick;
+                    }
+                }
+                Command::Stop(index) => {
+                    if let Err(error) = self.drain(index) {
+                        self.state.needs_reset(format_args!("queue {index}, being reset: {error}"));
+                    }
+                    self.state.set_stopping(index, false);
+                }
+                Command::Pause(done) => {
+                    self.pause();
+                    let _ = done.send(());
                 }
                 Command::Quit => self.quit = true,
             }
@@ -217,6 +247,20 @@ impl Loop {
         // It is broken already: that it cannot be drained tidily is no news.
         let _ = self.drain(index);
         self.state.needs_reset(format_args!("queue {index}: {error}"));
+    }
+
+    /// Has the worker finish all it has in flight. The queues stay.
+    fn pause(&mut self) {
+        for index in 0..self.queues.end() {
+            if !self.queues.contains(index) {
+                continue;
+            }
+            let drained = self.worker.drain(&mut self.queues, index);
+            let flushed = drained.and_then(|()| self.queues.get(index).map_or(Ok(()), Queue::flush));
+            if let Err(error) = flushed {
+                self.fail(index, &error);
+            }
+        }
     }
 
     /// Stops all queues.

@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Guest {
     sim: Arc<SimDomain>,
     function: VirtioPci,
+    size: u16,
     available: u16,
     used: u16,
 }
@@ -38,7 +39,7 @@ impl Guest {
         let blk = Blk::new(&BlkConfig::default(), Disk::open(disk).unwrap()).unwrap();
         let function =
             VirtioPci::new(Arc::new(blk), "disk0", Placement::default(), memory, sim.clone()).unwrap();
-        let mut guest = Guest { sim, function, available: 0, used: 0 };
+        let mut guest = Guest { sim, function, size: SIZE, available: 0, used: 0 };
         guest.start();
         guest
     }
@@ -84,19 +85,25 @@ impl Guest {
         }
         self.set(0x14, 1, 11);
         assert_eq!(self.get(0x14, 1), 11);
+        self.enable(SIZE);
+        self.set(0x14, 1, 15);
+        assert_eq!(self.get(0x14, 1), 15);
+    }
+
+    /// Puts queue 0, which is not enabled, where it always is, with `size` entries, and enables it.
+    fn enable(&mut self, size: u16) {
         for ring in [AVAILABLE, USED] {
             self.sim.ram_write(Gpa(ring), &[0; 4096]);
         }
-        (self.available, self.used) = (0, 0);
+        (self.size, self.available, self.used) = (size, 0, 0);
         self.set(0x16, 2, 0);
-        self.set(0x18, 2, SIZE.into());
+        self.set(0x18, 2, size.into());
         self.set(0x1a, 2, 1);
         for (register, value) in [(0x20, DESCRIPTORS), (0x28, AVAILABLE), (0x30, USED)] {
             self.set(register, 8, value);
         }
         self.set(0x1c, 2, 1);
-        self.set(0x14, 1, 15);
-        assert_eq!(self.get(0x14, 1), 15);
+        assert_eq!(self.get(0x1c, 2), 1);
     }
 
     /// Makes request number `slot` (0 to 31) available.
@@ -115,7 +122,7 @@ impl Guest {
             raw.extend((index as u16 + 1).to_le_bytes());
             self.sim.ram_write(Gpa(DESCRIPTORS + index * 16), &raw);
         }
-        let at = AVAILABLE + 4 + u64::from(self.available % SIZE) * 2;
+        let at = AVAILABLE + 4 + u64::from(self.available % self.size) * 2;
         self.sim.ram_write(Gpa(at), &(slot as u16 * 3).to_le_bytes());
         self.available = self.available.wrapping_add(1);
         self.sim.ram_write(Gpa(AVAILABLE + 2), &self.available.to_le_bytes());
@@ -129,7 +136,7 @@ impl Guest {
     fn finish(&mut self) {
         while self.used != self.available {
             // The next one is to interrupt.
-            self.sim.ram_write(Gpa(AVAILABLE + 4 + u64::from(SIZE) * 2), &self.used.to_le_bytes());
+            self.sim.ram_write(Gpa(AVAILABLE + 4 + u64::from(self.size) * 2), &self.used.to_le_bytes());
             let now = self.u16(USED + 2);
             if now == self.used {
                 let message = self.sim.wait_message(PATIENCE).expect("an interrupt");
@@ -221,6 +228,46 @@ fn reset_with_requests_in_flight() {
             guest.kick();
             guest.finish();
             assert_eq!(guest.status(0), 0);
+            for slot in 1..32 {
+                let mut found = vec![0; SLOT as usize];
+                guest.sim.ram_read(Gpa(DATA + slot * SLOT), &mut found);
+                assert!(found.iter().all(|byte| *byte == 0x11), "round {round}: written after the reset");
+            }
+            while guest.sim.wait_message(Duration::ZERO).is_some() {}
+        }
+    }
+}
+
+/// The queue alone is reset (virtio 1.3 §2.6.1): the same, and the device goes on.
+#[test]
+fn queue_reset_with_requests_in_flight() {
+    let file = image();
+    file.as_file().write_all_at(&vec![0x77; 8 << 20], 0).unwrap();
+    for engine in [EngineChoice::Auto, EngineChoice::Synchronous] {
+        let mut guest = Guest::new(&DiskOptions { engine, ..DiskOptions::new(file.path()) });
+        for round in 0..40u64 {
+            for slot in 0..32 {
+                guest.offer(slot, 0, (round + slot) % 64 * 32, SLOT as u32);
+            }
+            guest.kick();
+            if round % 3 == 0 {
+                std::thread::yield_now();
+            }
+            guest.set(0x3a, 2, 1);
+            let end = std::time::Instant::now() + PATIENCE;
+            while guest.get(0x3a, 2) != 0 {
+                assert!(std::time::Instant::now() < end, "the queue is not given back");
+            }
+            assert_eq!((guest.get(0x1c, 2), guest.get(0x14, 1)), (0, 15));
+            for slot in 0..32 {
+                guest.sim.ram_write(Gpa(DATA + slot * SLOT), &vec![0x11; SLOT as usize]);
+            }
+            // With another size now and then.
+            guest.enable(if round % 2 == 0 { SIZE * 2 } else { SIZE });
+            guest.offer(0, 0, 0, 512);
+            guest.kick();
+            guest.finish();
+            assert_eq!((guest.status(0), guest.used), (0, 1));
             for slot in 1..32 {
                 let mut found = vec![0; SLOT as usize];
                 guest.sim.ram_read(Gpa(DATA + slot * SLOT), &mut found);

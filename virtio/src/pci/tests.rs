@@ -1,8 +1,11 @@
 //! A test device, and a driver's hand on it.
 
+mod packed;
+mod queue_reset;
 mod running;
 mod shape;
 mod states;
+mod traffic;
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,10 +18,10 @@ use sim::SimDomain;
 
 use super::*;
 use crate::device::{Config, QueueSpec, Queues, Sources, Wake, Worker};
-use crate::queue::{Chain, QueueError};
+use crate::queue::{Chain, Layout, QueueError};
 use crate::rng::Rng;
 use crate::state::{NO_VECTOR, status};
-use crate::testing::{RAM, Ring, guest};
+use crate::testing::{AnyRing, RAM, Ring, guest};
 
 const FEATURE_SELECT: u64 = 0x00;
 const FEATURE: u64 = 0x04;
@@ -36,6 +39,7 @@ const NOTIFY_OFFSET: u64 = 0x1e;
 const DESCRIPTORS: u64 = 0x20;
 const AVAILABLE: u64 = 0x28;
 const USED: u64 = 0x30;
+const RESET: u64 = 0x3a;
 const ISR: u64 = 0x1000;
 const DEVICE: u64 = 0x2000;
 const NOTIFY: u64 = 0x3000;
@@ -55,6 +59,8 @@ enum Habit {
     Keep,
     /// Rewinds them when the queue is drained.
     GiveBack,
+    /// Keeps them, and cannot be drained before its source is readable.
+    Stuck,
     /// Uses them only when its source is readable.
     AtSource,
     /// Has no worker to give.
@@ -153,7 +159,7 @@ impl Worker for ProbeWorker {
         while queue.pop(&mut self.chain)? {
             self.taken.fetch_add(1, Ordering::SeqCst);
             match self.habit {
-                Habit::Keep | Habit::GiveBack => self.kept.push((index, self.chain.head())),
+                Habit::Keep | Habit::GiveBack | Habit::Stuck => self.kept.push((index, self.chain.head())),
                 _ => queue.push(self.chain.head(), 1)?,
             }
         }
@@ -166,13 +172,19 @@ impl Worker for ProbeWorker {
         }
     }
     fn drain(&mut self, queues: &mut Queues, index: usize) -> Result<(), QueueError> {
+        if self.habit == Habit::Stuck {
+            let mut source = [rustix::event::PollFd::new(&self.source, PollFlags::IN)];
+            rustix::event::poll(&mut source, None).unwrap();
+        }
         self.drained.fetch_add(1, Ordering::SeqCst);
         let queue = queues.get(index).unwrap();
+        let (mine, others): (Vec<_>, _) = self.kept.drain(..).partition(|(of, _)| *of == index);
+        self.kept = others;
         if self.habit == Habit::GiveBack {
-            queue.rewind(self.kept.iter().filter(|(of, _)| *of == index).count() as u16);
+            queue.rewind(mine.len() as u16);
         } else {
-            for (_, head) in self.kept.iter().filter(|(of, _)| *of == index) {
-                queue.push(*head, 2)?;
+            for (_, head) in mine {
+                queue.push(head, 2)?;
             }
         }
         Ok(())
@@ -189,15 +201,23 @@ impl Drop for ProbeWorker {
 struct Rig {
     sim: Arc<SimDomain>,
     memory: GuestMemory,
-    function: VirtioPci,
+    function: Arc<VirtioPci>,
 }
 
 impl Rig {
     fn new(device: Arc<dyn Device>) -> Rig {
+        Rig::with(device, Placement::default())
+    }
+
+    /// One that is offered these features too.
+    fn offering(device: Arc<dyn Device>, with: u64) -> Rig {
+        Rig::with(device, Placement { with, ..Placement::default() })
+    }
+
+    fn with(device: Arc<dyn Device>, placement: Placement) -> Rig {
         let (sim, memory) = guest();
-        let function =
-            VirtioPci::new(device, "probe0", Placement::default(), memory.clone(), sim.clone()).unwrap();
-        Rig { sim, memory, function }
+        let function = VirtioPci::new(device, "probe0", placement, memory.clone(), sim.clone()).unwrap();
+        Rig { sim, memory, function: Arc::new(function) }
     }
 
     fn get(&self, offset: u64, size: u8) -> u64 {
@@ -248,16 +268,28 @@ impl Rig {
 
     /// Sets queue `index` up over `ring`, with vector `index` + 1, and enables it.
     fn enable(&self, index: u64, ring: &Ring) {
+        self.enable_at(index, &ring.layout);
+    }
+
+    fn enable_at(&self, index: u64, layout: &Layout) {
         self.set(SELECT, 2, index);
-        self.set(SIZE, 2, ring.size().into());
+        self.set(SIZE, 2, layout.size.get().into());
         self.set(VECTOR, 2, index + 1);
-        self.set(DESCRIPTORS, 8, ring.layout.descriptors.0);
+        self.set(DESCRIPTORS, 8, layout.descriptors.0);
         // In halves, as Linux does.
-        self.set(AVAILABLE, 4, ring.layout.available.0 & 0xffff_ffff);
-        self.set(AVAILABLE + 4, 4, ring.layout.available.0 >> 32);
-        self.set(USED + 4, 4, ring.layout.used.0 >> 32);
-        self.set(USED, 4, ring.layout.used.0 & 0xffff_ffff);
+        self.set(AVAILABLE, 4, layout.available.0 & 0xffff_ffff);
+        self.set(AVAILABLE + 4, 4, layout.available.0 >> 32);
+        self.set(USED + 4, 4, layout.used.0 >> 32);
+        self.set(USED, 4, layout.used.0 & 0xffff_ffff);
         self.set(ENABLE, 2, 1);
+    }
+
+    /// A ring for queue `index` of the kind that `features` say, enabled.
+    fn any_ring(&self, index: u64, size: u16, features: u64) -> AnyRing {
+        let ring = AnyRing::new(&self.sim, 0x10_0000 * (index + 1), size, features);
+        self.enable_at(index, &ring.layout());
+        assert_eq!(self.get(ENABLE, 2), 1);
+        ring
     }
 
     /// All of it: three queues that run.

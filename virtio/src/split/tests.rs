@@ -1,14 +1,16 @@
 //! A device's queue against a driver's ring.
 
 mod broken;
+mod model;
 
 use std::sync::atomic::AtomicUsize;
 
-use domain::Gfn;
+use domain::{Gfn, Gpa};
 use memory::Pinned;
 
 use super::*;
-use crate::queue::{ChainError, Queue};
+use crate::queue::{ChainError, MAX_INDIRECT, Queue};
+use crate::ring::check_layout;
 use crate::testing::{INDIRECT, NEXT, RAM, Ring, WRITE, guest};
 
 const SIZE: u16 = 8;
@@ -170,17 +172,32 @@ fn empty_descriptors_add_nothing() {
 }
 
 #[test]
+fn buffers_beside_the_ring() {
+    let mut bench = Bench::new(SIZE, BOTH);
+    let [available, used] = [bench.ring.layout.available.0, bench.ring.layout.used.0];
+    let ends = [RING + 128, available + 22, used + 70];
+    let parts = [(RING - 8, 8, true), (ends[0], 8, true), (ends[1], 8, true), (ends[2], 8, true)];
+    bench.ring.chain(0, &parts);
+    bench.ring.offer(0);
+    assert!(bench.pop().unwrap());
+    assert_eq!(bench.chain.writable_len(), 32);
+}
+
+#[test]
 fn places_for_rings() {
     let (sim, memory) = guest();
     let good = Ring::new(&sim, RING, 256).layout;
-    check_layout(&memory, &good).unwrap();
+    check_layout(&memory, &good, 0).unwrap();
     let bad = [
         Layout { descriptors: Gpa(RING + 8), ..good },
         Layout { available: Gpa(RING + 1), ..good },
         Layout { used: Gpa(RING + 2), ..good },
     ];
     for layout in bad {
-        assert!(matches!(check_layout(&memory, &layout), Err(QueueError::Misaligned { .. })), "{layout:?}");
+        assert!(
+            matches!(check_layout(&memory, &layout, 0), Err(QueueError::Misaligned { .. })),
+            "{layout:?}"
+        );
     }
     for address in [RAM, RAM - 16, 0xfee0_0000, !15] {
         for layout in [
@@ -188,11 +205,14 @@ fn places_for_rings() {
             Layout { available: Gpa(address), ..good },
             Layout { used: Gpa(address), ..good },
         ] {
-            assert!(matches!(check_layout(&memory, &layout), Err(QueueError::Memory(_))), "{layout:?}");
+            assert!(matches!(check_layout(&memory, &layout, 0), Err(QueueError::Memory(_))), "{layout:?}");
         }
     }
     // To the last byte.
-    check_layout(&memory, &Layout { descriptors: Gpa(RAM - 4096), ..good }).unwrap();
+    check_layout(&memory, &Layout { descriptors: Gpa(RAM - 4096), ..good }, 0).unwrap();
+    // Not every size of a packed ring is one of a split ring.
+    let odd = Layout { size: QueueSize::packed(6).unwrap(), ..good };
+    assert!(matches!(check_layout(&memory, &odd, 0), Err(QueueError::Size { size: 6 })));
     assert!(QueueSize::new(0).is_none() && QueueSize::new(3).is_none() && QueueSize::new(0xffff).is_none());
     assert_eq!((QueueSize::new(1).unwrap().get(), QueueSize::new(0x8000).unwrap().get()), (1, 0x8000));
 }

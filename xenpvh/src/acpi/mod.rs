@@ -147,9 +147,13 @@ impl Tables {
     /// Writes the new tables and a new XSDT into free room, and only then the RSDP.
     fn add(mut self, memory: &GuestMemory, new: &[Option<Vec<u8>>]) -> Result<(), AcpiError> {
         for at in self.entries().collect::<Vec<_>>() {
-            let mut header = [0u8; HEADER];
-            memory.read(at, &mut header)?;
-            self.taken.push((at, le_u32(&header, 4).into()));
+            let table = read_table(memory, at, "table", None)?;
+            self.taken.push((at, table.len() as u64));
+            if table.starts_with(b"FACP") {
+                let at = dsdt(&table, at)?;
+                let length = read_table(memory, at, "DSDT", Some(*b"DSDT"))?.len();
+                self.taken.push((at, length as u64));
+            }
         }
         let aligned = |length: usize| length.next_multiple_of(16);
         let new: Vec<&Vec<u8>> = new.iter().flatten().collect();

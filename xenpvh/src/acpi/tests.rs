@@ -111,6 +111,20 @@ fn layout() -> Layout {
 }
 
 #[test]
+fn zeros_in_the_dsdt_are_no_free_room() {
+    let guest = Guest::new();
+    let dsdt = table(b"DSDT", &[0; 3000]);
+    let at = 0xfc00_0040u64;
+    guest.write(at, &dsdt);
+    guest.write(RSDP + 100, &[1]);
+    let mut fadt = vec![0u8; 244 - HEADER];
+    fadt[140 - HEADER..148 - HEADER].copy_from_slice(&at.to_le_bytes());
+    guest.write(FADT, &table(b"FACP", &fadt));
+    assert!(matches!(guest.hand_over(&layout()), Err(AcpiError::NoRoom(_))));
+    assert_eq!(guest.read(at, dsdt.len()), dsdt);
+}
+
+#[test]
 fn tables_are_added_and_the_old_ones_stay() {
     let guest = Guest::new();
     let before = guest.read(0xfc00_0000, 6 << 12);

@@ -7,7 +7,7 @@ fn random_numbers_end_to_end() {
     let rig = Rig::new(Arc::new(Rng::new(File::open("/dev/urandom").unwrap())));
     rig.pci_setup();
     rig.set(FEATURE_SELECT, 4, 1);
-    assert_eq!(rig.get(FEATURE, 4), 1);
+    assert_eq!(rig.get(FEATURE, 4), 1 | 1 << 8);
     rig.set(FEATURE_SELECT, 4, 0);
     assert_eq!(rig.get(FEATURE, 4), 3 << 28);
     rig.negotiate(TRANSPORT_FEATURES);
@@ -181,6 +181,75 @@ fn bus_mastering() {
     assert_eq!((rings[0].take_used(), rig.sim.messages().len()), (None, 0));
     rig.function.config_write(register::COMMAND, 2, command::MEMORY | command::BUS_MASTER);
     assert_eq!((rig.message(), rings[0].take_used()), (Some(0x31), Some((0, 1))));
+}
+
+/// What is in flight is over when the write that turns bus mastering off is, and nothing is started.
+#[test]
+fn bus_mastering_with_requests_in_flight() {
+    // What is given back stays in the ring, which has room for eight.
+    for (habit, rounds) in [(Habit::Keep, 20), (Habit::GiveBack, 8)] {
+        let probe = Probe::new(habit);
+        let rig = Rig::new(probe.clone());
+        let mut rings = rig.start(0);
+        for round in 1..rounds {
+            for (index, ring) in (0..).zip(&mut rings) {
+                let head = round as u16 % 8;
+                ring.chain(head, &[(DATA, 1, true)]);
+                ring.offer(head);
+                rig.kick(index);
+            }
+            if round % 2 == 0 && habit == Habit::Keep {
+                wait_until(|| probe.taken.load(Ordering::SeqCst) == 3 * round);
+            }
+            rig.function.config_write(register::COMMAND, 2, command::MEMORY);
+            let drained = probe.drained.load(Ordering::SeqCst);
+            assert_eq!(drained, round * 3);
+            let before: Vec<_> = rings.iter().map(|ring| ring.used_index()).collect();
+            std::thread::sleep(Duration::from_millis(1));
+            (0..3).for_each(|index| rig.kick(index));
+            rig.set(NOTIFY, 4, 0);
+            let after: Vec<_> = rings.iter().map(|ring| ring.used_index()).collect();
+            assert_eq!((before, rig.sim.messages().len()), (after, 0), "nothing comes any more");
+            rig.function.config_write(register::COMMAND, 2, command::MEMORY | command::BUS_MASTER);
+            if habit == Habit::Keep {
+                // Those that were not taken in time are now.
+                wait_until(|| probe.taken.load(Ordering::SeqCst) == 3 * round);
+            }
+            rig.sim.messages();
+        }
+        rig.set_status(0);
+        if habit == Habit::Keep {
+            assert!(rings.iter().all(|ring| ring.used_index() == 19));
+        }
+    }
+}
+
+/// Without memory decoding there is no BAR: reads find nothing, and doorbells are not heard. Queues run on.
+#[test]
+fn memory_decoding() {
+    let rig = Rig::new(Probe::new(Habit::Use));
+    let bus = pci::Bus::new(1);
+    let at = pci::Bdf::new(0, 1, 0).unwrap();
+    bus.insert(at, rig.function.clone()).unwrap();
+    let mut rings = rig.start(0);
+    for base in [0xe000_0000u64, 0x12_3456_0000] {
+        bus.config_write(at, register::BAR0, 4, base as u32);
+        bus.config_write(at, register::BAR0 + 4, 4, (base >> 32) as u32);
+        assert_eq!(bus.mmio_read(base + STATUS, 1), Some(15));
+        bus.config_write(at, register::COMMAND, 2, command::BUS_MASTER);
+        assert_eq!((bus.mmio_read(base + STATUS, 1), bus.mmio_write(base + STATUS, 1, 0)), (None, false));
+        // Until the worker sleeps.
+        std::thread::sleep(Duration::from_millis(20));
+        rings[0].chain(0, &[(DATA, 1, true)]);
+        rings[0].offer(0);
+        assert!(!bus.mmio_write(base + NOTIFY, 2, 0));
+        std::thread::sleep(Duration::from_millis(10));
+        assert_eq!((rings[0].take_used(), rig.sim.messages().len()), (None, 0));
+        bus.config_write(at, register::COMMAND, 2, command::MEMORY | command::BUS_MASTER);
+        assert_eq!(bus.mmio_read(base + STATUS, 1), Some(15));
+        assert!(bus.mmio_write(base + NOTIFY, 2, 0));
+        assert_eq!((rig.message(), rings[0].take_used()), (Some(0x31), Some((0, 1))));
+    }
 }
 
 #[test]

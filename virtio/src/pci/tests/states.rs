@@ -56,7 +56,7 @@ fn negotiation() {
         rig.set(DRIVER_SELECT, 4, 0);
         rig.set(DRIVER_FEATURE, 4, 4);
         let expected = if agreed { features as u32 } else { 4 };
-        assert_eq!(rig.get(DRIVER_FEATURE, 4), expected.into(), "too late, if it was agreed to");
+        assert_eq!(rig.get(DRIVER_FEATURE, 4), u64::from(expected), "too late, if it was agreed to");
         // DRIVER_OK needs FEATURES_OK.
         rig.set_status(15);
         assert_eq!(rig.status(), if agreed { 15 } else { 3 });
@@ -139,6 +139,141 @@ fn queue_registers_have_their_time() {
     assert_eq!(probe.workers.load(Ordering::SeqCst), 1);
 }
 
+/// Every register in every state: what the driver writes there counts only where it should.
+#[test]
+fn registers_in_every_state() {
+    /// The selected queue: none, described, enabled, or being reset.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Selected {
+        Nothing,
+        Free,
+        Enabled,
+        Resetting,
+    }
+    use Selected::{Enabled, Free, Nothing, Resetting};
+
+    let reach = |rig: &Rig, value: u8, selected: Selected| {
+        rig.set_status(0);
+        if value & status::FEATURES_OK != 0 {
+            rig.negotiate(FEATURE_VERSION_1 | FEATURE_RING_RESET);
+        }
+        let ring = rig.ring(0, 4);
+        match selected {
+            Nothing => rig.set(SELECT, 2, 3),
+            Free => rig.set(SELECT, 2, 0),
+            Enabled => rig.enable(0, &ring),
+            Resetting => {
+                rig.enable(0, &ring);
+                rig.set_status(15);
+                rig.set(RESET, 2, 1);
+                assert_eq!((rig.get(RESET, 2), rig.get(ENABLE, 2)), (1, 0));
+            }
+        }
+        if value != 0 {
+            rig.set_status(value);
+        }
+        assert_eq!(rig.status(), value);
+    };
+    let states = [
+        (0, Nothing),
+        (0, Free),
+        (1, Free),
+        (3, Nothing),
+        (3, Free),
+        (11, Nothing),
+        (11, Free),
+        (11, Enabled),
+        (15, Nothing),
+        (15, Free),
+        (15, Enabled),
+        (15, Resetting),
+        (0x83, Free),
+        (0x8b, Free),
+        (0x8f, Enabled),
+        (0x8f, Resetting),
+    ];
+    // (register, width, what is written, when that changes something)
+    type When = fn(u8, Selected) -> bool;
+    let setup: When = |status, selected| matches!(status, 11 | 15) && selected == Free;
+    let registers: [(u64, u8, u64, When); 17] = [
+        (FEATURE_SELECT, 4, 7, |_, _| true),
+        (FEATURE, 4, 7, |_, _| false),
+        (DRIVER_SELECT, 4, 7, |_, _| true),
+        (DRIVER_FEATURE, 4, 1 << 5, |status, _| status == 3),
+        (CONFIG_VECTOR, 2, 2, |_, _| true),
+        (COUNT, 2, 7, |_, _| false),
+        (STATUS, 1, 0, |status, _| status != 0),
+        (GENERATION, 1, 7, |_, _| false),
+        (SELECT, 2, 1, |_, _| true),
+        (SIZE, 2, 2, setup),
+        (VECTOR, 2, 2, |_, selected| selected != Nothing),
+        (ENABLE, 2, 1, setup),
+        (NOTIFY_OFFSET, 2, 7, |_, _| false),
+        (DESCRIPTORS, 8, 0x20_0000, setup),
+        (AVAILABLE, 8, 0x20_0000, setup),
+        (USED, 8, 0x20_0000, setup),
+        // It is over at once where nothing runs, so look at the other register.
+        (RESET, 2, 1, |status, selected| matches!(status, 11 | 15) && selected == Enabled),
+    ];
+    for (status, selected) in states {
+        for (register, width, value, changes) in registers {
+            let probe = Probe::new(Habit::Stuck);
+            let rig = Rig::new(probe.clone());
+            rig.pci_setup();
+            reach(&rig, status, selected);
+            let shown = if register == RESET { ENABLE } else { register };
+            let before = rig.get(shown, width);
+            if register == STATUS {
+                // A reset waits for the worker.
+                rustix::io::write(&probe.bell, &[1]).unwrap();
+            }
+            rig.set(register, width, value);
+            let changed = rig.get(shown, width) != before;
+            assert_eq!(changed, changes(status, selected), "{register:#x} in {status:#x}, {selected:?}");
+            rustix::io::write(&probe.bell, &[1]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_offered() {
+    let optional =
+        [FEATURE_RING_PACKED, FEATURE_IN_ORDER, FEATURE_NOTIFICATION_DATA, FEATURE_ACCESS_PLATFORM];
+    let offered = |rig: &Rig| {
+        let word = |select| {
+            rig.set(FEATURE_SELECT, 4, select);
+            rig.get(FEATURE, 4)
+        };
+        word(0) | word(1) << 32
+    };
+    let own = 1 << 3 | 1 << 63;
+    let rig = Rig::new(Probe::new(Habit::Use));
+    assert_eq!(offered(&rig), own | 1 << 28 | 1 << 29 | 1 << 32 | 1 << 40);
+    for with in optional {
+        let rig = Rig::offering(Probe::new(Habit::Use), with);
+        assert_eq!(offered(&rig), own | TRANSPORT_FEATURES | with);
+        // What is offered need not be accepted, and what is not cannot.
+        for accepted in optional {
+            rig.set_status(0);
+            rig.set_status(3);
+            rig.set(DRIVER_SELECT, 4, 1);
+            rig.set(DRIVER_FEATURE, 4, (FEATURE_VERSION_1 | accepted) >> 32);
+            rig.set_status(11);
+            assert_eq!(rig.status(), if accepted == with { 11 } else { 3 });
+        }
+        rig.negotiate(FEATURE_VERSION_1);
+    }
+    let without = FEATURE_RING_RESET | FEATURE_EVENT_IDX | FEATURE_INDIRECT | 1 << 3;
+    let rig = Rig::with(Probe::new(Habit::Use), Placement { without, ..Placement::default() });
+    assert_eq!(offered(&rig), 1 << 63 | FEATURE_VERSION_1);
+    let (sim, memory) = guest();
+    for with in [1 << 36, 1 << 37, 1 << 39, 1 << 41, 1, 1 << 63] {
+        let placement = Placement { with: with | FEATURE_IN_ORDER, ..Placement::default() };
+        let made = VirtioPci::new(Probe::new(Habit::Use), "odd", placement, memory.clone(), sim.clone());
+        assert!(matches!(made, Err(VirtioPciError::Optional(bits)) if bits == with));
+    }
+}
+
 #[test]
 fn rings_in_bad_places() {
     let rig = Rig::new(Probe::new(Habit::Use));
@@ -183,16 +318,8 @@ fn a_ring_that_cannot_be_mapped() {
 
 #[test]
 fn vectors_fewer_than_queues() {
-    let (sim, memory) = guest();
-    let function = VirtioPci::new(
-        Probe::new(Habit::Use),
-        "probe0",
-        Placement { vectors: Some(1), ..Placement::default() },
-        memory.clone(),
-        sim.clone(),
-    )
-    .unwrap();
-    let rig = Rig { sim, memory, function };
+    let placement = Placement { vectors: Some(1), ..Placement::default() };
+    let rig = Rig::with(Probe::new(Habit::Use), placement);
     rig.pci_setup();
     rig.set(VECTOR, 2, 1);
     assert_eq!(rig.get(VECTOR, 2), 0xffff);

@@ -56,14 +56,39 @@ fn broken_rings() {
         (
             "too many bytes",
             |r| {
-                let big = RAM as u32;
-                for index in 0..300 {
-                    r.descriptor_at(TABLE, index, 0, big, NEXT, index + 1);
+                let half = RAM / 2;
+                for index in 0..600 {
+                    r.descriptor_at(TABLE, index, half, half as u32, NEXT, index + 1);
                 }
-                r.descriptor(0, TABLE, 300 * 16, INDIRECT, 0);
+                r.descriptor(0, TABLE, 600 * 16, INDIRECT, 0);
                 r.offer(0);
             },
             |e| matches!(e, QueueError::Overflow { len: 0x1_0000_0000, .. }),
+        ),
+        (
+            "over the descriptors",
+            |r| {
+                r.chain(0, &[(RING - 1, 2, true)]);
+                r.offer(0);
+            },
+            |e| matches!(e, QueueError::OverRing { head: 0, address: Gpa(0xf_ffff) }),
+        ),
+        (
+            "over the available ring",
+            |r| {
+                r.chain(0, &[(DATA, 1, false), (r.layout.available.0 + 21, 1, false)]);
+                r.offer(0);
+            },
+            |e| matches!(e, QueueError::OverRing { head: 0, .. }),
+        ),
+        (
+            "over the used ring",
+            |r| {
+                r.descriptor_at(TABLE, 0, 0, RAM as u32, WRITE, 0);
+                r.descriptor(0, TABLE, 16, INDIRECT, 0);
+                r.offer(0);
+            },
+            |e| matches!(e, QueueError::OverRing { head: 0, address: Gpa(0) }),
         ),
         (
             "outside RAM",
