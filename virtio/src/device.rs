@@ -96,6 +96,12 @@ pub trait Worker: Send {
         let _ = (queues, out);
     }
 
+    /// The caller slept and woke: `ready` says which of the sources added last are, in their order. For a worker
+    /// that can save itself a look at one that is not.
+    fn woken(&mut self, ready: &[bool]) {
+        let _ = ready;
+    }
+
     /// Queue `index` is about to stop or to pause: finishes everything of it that is in flight, waiting
     /// for the host if need be, or gives it back ([`Queue::rewind`]). Afterwards nothing may touch the
     /// guest's memory on its behalf, until `serve` is called for it again. Called as well after `serve`

@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{PollFlags, poll};
+use rustix::event::poll;
 
-use crate::device::{Queues, Sources, Wake, Worker};
+use crate::device::{MAX_SOURCES, Queues, Sources, Wake, Worker};
 use crate::doorbell::Doorbell;
 use crate::queue::{Queue, QueueError};
 use crate::state::State;
@@ -229,9 +229,17 @@ impl Loop {
         self.doorbell.ignore();
         match result {
             Ok(_) => {
-                if fds.first().is_some_and(|doorbell| doorbell.revents().contains(PollFlags::IN)) {
+                let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
+                if ready.next() == Some(true) {
                     self.doorbell.clear();
                 }
+                let mut sources = [false; MAX_SOURCES];
+                let mut count = 0usize;
+                for (slot, ready) in sources.iter_mut().zip(ready) {
+                    *slot = ready;
+                    count = count.saturating_add(1);
+                }
+                self.worker.woken(sources.get(..count).unwrap_or_default());
             }
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {

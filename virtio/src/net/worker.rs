@@ -51,6 +51,8 @@ pub(super) struct NetWorker {
     starved: bool,
     /// A frame waits in the transmit queue: the tap takes no more for now.
     blocked: bool,
+    /// The tap was asked when we last slept, and had nothing: one look is saved, as on each kick to transmit.
+    quiet: bool,
     /// The tap failed. It is left alone until the pair is revived, or the device reset.
     failed: bool,
 }
@@ -98,6 +100,7 @@ impl NetWorker {
             held: 0,
             starved: false,
             blocked: false,
+            quiet: false,
             failed: false,
         };
         // What happened before is no news.
@@ -213,6 +216,9 @@ impl NetWorker {
             if self.held > 0 || room == Room::None {
                 self.starved = true;
                 break Wake::Kick;
+            }
+            if mem::take(&mut self.quiet) {
+                break Wake::Source;
             }
             match self.fetch(room) {
                 // How long it is shows only now: the driver may have to give us more for it.
@@ -380,6 +386,10 @@ impl Worker for NetWorker {
         if !flags.is_empty() {
             out.add(pair.tap.as_fd(), flags);
         }
+    }
+
+    fn woken(&mut self, ready: &[bool]) {
+        self.quiet = self.is_live() && !self.starved && ready == [false];
     }
 
     fn drain(&mut self, queues: &mut Queues, index: usize) -> Result<(), QueueError> {
