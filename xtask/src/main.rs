@@ -4,6 +4,7 @@
 //! (`xtask inside`) it runs the scenarios.
 
 mod debug;
+mod fuzz;
 mod image;
 mod inside;
 mod machine;
@@ -28,11 +29,14 @@ usage: cargo xtask COMMAND
                             with words only the scenarios whose name contains one; --box: only scenarios
   bench [--rounds N] [NAME…] xenpvh against QEMU's xenpvh and the kernel's PV backends
   soak [--rounds N]         all scenarios again and again
+  fuzz [--seconds N] [TARGET…] the fuzz targets one by one, each for so long (default 60; needs cargo-fuzz)
   box [OPTION…] [-- SCRIPT] a shell in dom0, or one shell script
       --keep                boots a box that stays; later `box -- SCRIPT` run in it at once
       --stop                ends that box
       --peers               with QEMU's xenpvh and fio in dom0's /usr/libexec and /boot
       --memory MIB          memory of the box (default 8192)
+      --cpus N              its CPUs (default 3): one for dom0, one for each vCPU of a guest
+      --wide                for a guest with 4 vCPUs: 5 CPUs, emulated more slowly and more truly
 
 Everything is kept in target/box: packages, images, and under runs/ the logs of each run.";
 
@@ -57,8 +61,11 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
         "test" => suite::test(rest),
         "bench" => suite::bench(rest),
         "soak" => suite::soak(rest),
+        "fuzz" => fuzz::run(rest),
         "box" => debug::run(rest),
         "inside" => inside::run(),
+        "guest" => inside::create(rest),
+        "sh" => inside::script(rest),
         "help" | "--help" | "-h" => {
             println!("{USAGE}");
             Ok(ExitCode::SUCCESS)

@@ -129,7 +129,12 @@ impl Store {
         }
     }
 
-    fn from_fd(fd: OwnedFd) -> io::Result<Store> {
+    /// A connection that was made elsewhere: to a stand-in of xenstored, in tests and fuzzers.
+    ///
+    /// # Errors
+    /// It cannot be made not to block.
+    #[doc(hidden)]
+    pub fn from_fd(fd: OwnedFd) -> io::Result<Store> {
         rustix::fs::fcntl_setfl(&fd, rustix::fs::fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Store {
             fd,
