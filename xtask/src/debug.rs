@@ -24,7 +24,9 @@ struct Options {
     keep: bool,
     stop: bool,
     peers: bool,
+    wide: bool,
     memory_mib: Option<u32>,
+    cpus: Option<u32>,
     script: Option<String>,
 }
 
@@ -36,10 +38,9 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--keep" => options.keep = true,
             "--stop" => options.stop = true,
             "--peers" => options.peers = true,
-            "--memory" => {
-                let value = arguments.next().context("--memory needs a number of MiB")?;
-                options.memory_mib = Some(value.parse().context("--memory needs a number of MiB")?);
-            }
+            "--wide" => options.wide = true,
+            "--memory" => options.memory_mib = Some(number(argument, arguments.next())?),
+            "--cpus" => options.cpus = Some(number(argument, arguments.next())?),
             "--" => {
                 let words: Vec<&str> = arguments.by_ref().map(String::as_str).collect();
                 options.script = Some(words.join(" "));
@@ -48,6 +49,11 @@ fn parse(arguments: &[String]) -> Result<Options> {
         }
     }
     Ok(options)
+}
+
+fn number(option: &str, value: Option<&String>) -> Result<u32> {
+    let value = value.with_context(|| format!("{option} needs a number"))?;
+    value.parse().with_context(|| format!("{option} needs a number, not {value}"))
 }
 
 pub fn run(arguments: &[String]) -> Result<ExitCode> {
@@ -76,8 +82,8 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let shape = Shape {
         name: if options.keep { KEPT } else { "box" }.to_string(),
         memory_mib: options.memory_mib.unwrap_or(8192),
-        cpus: 2,
-        steady: false,
+        cpus: options.cpus.unwrap_or(if options.wide { Shape::WIDE_CPUS } else { Shape::CPUS }),
+        one_thread: options.wide,
         with_peers: options.peers,
         detached: options.keep,
         shell: options.script.is_none() && !options.keep,

@@ -17,14 +17,23 @@ pub struct Shape {
     /// Its folder below `target/box/runs`.
     pub name: String,
     pub memory_mib: u32,
+    /// One for dom0 and one for each vCPU of the guests that run at the same time.
     pub cpus: u32,
-    /// One physical CPU per vCPU: the steadiest figures, but no guest may have more vCPUs than are left.
-    pub steady: bool,
+    /// All CPUs emulated in turn by one thread, which is slower. With a thread for each, TCG now and then loses
+    /// an interrupt between the vCPUs of a guest, and the guest hangs.
+    pub one_thread: bool,
     pub with_peers: bool,
     /// Goes on when this program ends.
     pub detached: bool,
     /// A shell on the terminal in place of a plan.
     pub shell: bool,
+}
+
+impl Shape {
+    /// dom0 and two guests with one vCPU each.
+    pub const CPUS: u32 = 3;
+    /// dom0 and a guest with four vCPUs.
+    pub const WIDE_CPUS: u32 = 5;
 }
 
 const DOM0_MEMORY_MIB: u32 = 2048;
@@ -154,7 +163,8 @@ fn qemu(tree: &Tree, images: &Images, shape: &Shape, directory: &Path) -> Comman
     }
 
     // RDTSCP: Xen intercepts it, and TCG gives no instruction length with the exit, so the guest would crash.
-    command.args(["-accel", "tcg,thread=multi", "-cpu", "max,-rdtscp", "-M", "q35", "-no-reboot"]);
+    let threads = if shape.one_thread { "tcg,thread=single" } else { "tcg,thread=multi" };
+    command.args(["-accel", threads, "-cpu", "max,-rdtscp", "-M", "q35", "-no-reboot"]);
     command.args(["-nodefaults", "-no-user-config", "-display", "none", "-vga", "none"]);
     command.args(["-smp", &shape.cpus.to_string(), "-m", &shape.memory_mib.to_string()]);
     let serial = if shape.shell {
@@ -167,11 +177,12 @@ fn qemu(tree: &Tree, images: &Images, shape: &Shape, directory: &Path) -> Comman
         .arg("-virtfs")
         .arg(format!("local,path={},mount_tag=share,security_model=none,multidevs=remap", escape(directory)));
 
-    let scheduling = if shape.steady { "dom0_vcpus_pin sched=null" } else { "sched=credit2" };
+    // Each vCPU has a CPU to itself. When a CPU switches between dom0 and a guest, or between guests, TCG's
+    // emulation of SVM mixes up their state: the guest dies of a triple fault and programs in dom0 crash.
     command.arg("-kernel").arg(&images.xen);
     command.arg("-append").arg(format!(
         "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all bootscrub=0 spec-ctrl=no \
-         dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M dom0_max_vcpus=1 {scheduling}"
+         dom0_mem={DOM0_MEMORY_MIB}M,max:{DOM0_MEMORY_MIB}M dom0_max_vcpus=1 dom0_vcpus_pin sched=null"
     ));
     let initrd = if shape.with_peers { &images.dom0_with_peers } else { &images.dom0 };
     command.arg("-initrd").arg(format!(

@@ -26,8 +26,9 @@ pub const XL: &str = "xl";
 pub enum Plan {
     /// Run shell commands as they come, until the box is switched off.
     Serve,
-    /// Run the scenarios whose name contains one of the words (all, if there are none), so many times over.
-    Scenarios { words: Vec<String>, rounds: u32 },
+    /// Run the scenarios for a box of this shape whose name contains one of the words (all, if there are none),
+    /// so many times over.
+    Scenarios { words: Vec<String>, wide: bool, rounds: u32 },
     /// Show a person that it works.
     Demo,
     /// Measure the device models against each other.
@@ -157,7 +158,7 @@ mod tests {
         fs::write(&path, "one\ntwo\r\nthree\n").unwrap();
         assert_eq!(tail.line().unwrap().unwrap(), "two");
         assert_eq!(tail.line().unwrap().unwrap(), "three");
-        assert_eq!(last_lines(&path, 1), "    two\n");
+        assert_eq!(last_lines(&path, 1), "    three\n");
         fs::remove_file(&path).unwrap();
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::inside::RESULTS;
+use crate::inside::{self, RESULTS};
 use crate::machine::Shape;
 use crate::paths;
 use crate::prepare::Parts;
@@ -24,8 +24,8 @@ fn shape(name: &str) -> Shape {
     Shape {
         name: name.into(),
         memory_mib: 8192,
-        cpus: 2,
-        steady: false,
+        cpus: Shape::CPUS,
+        one_thread: false,
         with_peers: false,
         detached: false,
         shell: false,
@@ -40,7 +40,8 @@ pub fn demo() -> Result<ExitCode> {
     let progress = Progress::new();
     progress.step("real Xen and a PVH guest with virtio-pci devices by xenpvh, in an emulated machine");
     let parts = Parts::new(&progress, false)?;
-    let summary = watch::carry_out(&parts, &shape("demo"), &Plan::Demo, &progress, DEMO_LIMIT)?;
+    let shape = Shape { cpus: 2, ..shape("demo") };
+    let summary = watch::carry_out(&parts, &shape, &Plan::Demo, &progress, DEMO_LIMIT)?;
     if summary.failed == 0 {
         println!("\nIt works: this is unmodified Xen, xl and Debian, with xenpvh as the only addition.");
     }
@@ -75,8 +76,7 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
             }
         }
     }
-    let plan = Plan::Scenarios { words, rounds: 1 };
-    let scenarios = in_box("test", &plan, &progress, TEST_LIMIT);
+    let scenarios = in_boxes("test", &words, 1, &progress);
     total.passed += scenarios.passed;
     total.failed += scenarios.failed;
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -100,7 +100,7 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     let progress = Progress::new();
     // The PV backends alone need nothing of ours.
     let parts = Parts::new(&progress, only.as_slice() == ["pv"])?;
-    let shape = Shape { steady: true, with_peers: true, ..shape("bench") };
+    let shape = Shape { cpus: 2, with_peers: true, ..shape("bench") };
     let plan = Plan::Bench { rounds, only };
     let summary = watch::carry_out(&parts, &shape, &plan, &progress, BENCH_LIMIT * rounds)?;
     let (from, to) = (parts.directory.join("runs/bench").join(RESULTS), parts.directory.join(RESULTS));
@@ -117,20 +117,37 @@ pub fn soak(arguments: &[String]) -> Result<ExitCode> {
         _ => bail!("soak: only --rounds N"),
     };
     let progress = Progress::new();
-    let plan = Plan::Scenarios { words: Vec::new(), rounds };
-    let summary = in_box("soak", &plan, &progress, TEST_LIMIT * rounds);
+    let summary = in_boxes("soak", &[], rounds, &progress);
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(exit_code(summary))
 }
 
-/// A box that does not come up, or is lost, is one failure more.
-fn in_box(name: &str, plan: &Plan, progress: &Progress, limit: Duration) -> Summary {
-    let result = Parts::new(progress, false)
-        .and_then(|parts| watch::carry_out(&parts, &shape(name), plan, progress, limit));
-    result.unwrap_or_else(|error| {
-        progress.step(&format!("FAILED: {error:#}"));
-        Summary { passed: 0, failed: 1 }
-    })
+/// Runs scenarios in a box of each shape that has some. A box that does not come up, or is lost, is a failure.
+fn in_boxes(name: &str, words: &[String], rounds: u32, progress: &Progress) -> Summary {
+    let mut total = Summary::default();
+    if !inside::any(words, false) && !inside::any(words, true) {
+        progress.step(&format!("no scenario is called anything like {}", words.join(" or ")));
+        total.failed += 1;
+    }
+    for wide in [false, true] {
+        if !inside::any(words, wide) {
+            continue;
+        }
+        let shape = match wide {
+            false => shape(name),
+            true => Shape { cpus: Shape::WIDE_CPUS, one_thread: true, ..shape(&format!("{name}-wide")) },
+        };
+        let plan = Plan::Scenarios { words: words.to_vec(), wide, rounds };
+        let result = Parts::new(progress, false)
+            .and_then(|parts| watch::carry_out(&parts, &shape, &plan, progress, TEST_LIMIT * rounds));
+        let summary = result.unwrap_or_else(|error| {
+            progress.step(&format!("FAILED: {error:#}"));
+            Summary { passed: 0, failed: 1 }
+        });
+        total.passed += summary.passed;
+        total.failed += summary.failed;
+    }
+    total
 }
 
 fn cargo() -> Command {

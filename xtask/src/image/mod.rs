@@ -91,7 +91,9 @@ const DOM0_MODULES: &[&str] = &[
     "xen-netback",
 ];
 
-const GUEST_PROGRAMS: &[&str] = &["usr/bin/iperf3", "usr/bin/lspci", "usr/sbin/mke2fs"];
+/// iperf3 loads libgcc_s when it ends its threads.
+const GUEST_PROGRAMS: &[&str] =
+    &["usr/bin/iperf3", "usr/bin/lspci", "usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "usr/sbin/mke2fs"];
 
 const GUEST_MODULES: &[&str] =
     &["virtio_blk", "virtio_net", "virtio_rng", "ext4", "crc32c_generic", "xen-blkfront", "xen-netfront"];

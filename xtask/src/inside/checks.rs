@@ -155,7 +155,7 @@ pub fn interrupts(guest: &mut Guest, devices: usize) -> Result<Vec<String>> {
         let words: Vec<&str> = line.split_whitespace().collect();
         let counts = words.iter().skip(1).map_while(|word| word.parse::<u64>().ok()).sum::<u64>();
         let name = words.last().copied().unwrap_or_default();
-        ensure!(line.contains("MSI-X"), "an interrupt of {name} is no MSI-X: {line}");
+        ensure!(line.contains("PCI-MSIX"), "an interrupt of {name} is no MSI-X: {line}");
         if counts > 0 {
             seen.insert(name.split('-').next().unwrap_or(name).to_string());
             lines.push(format!("{name}: {counts}"));

@@ -37,14 +37,7 @@ impl Layout {
 }
 
 /// The whole line, in the documented order, with `devices` where the page has its network card.
-pub fn arguments(
-    domid: &str,
-    name: &str,
-    vcpus: u32,
-    memory_mib: u32,
-    layout: &Layout,
-    devices: &str,
-) -> Vec<String> {
+pub fn arguments(domid: &str, name: &str, vcpus: u32, layout: &Layout, devices: &str) -> Vec<String> {
     let monitor = |id: &str, socket: &str| {
         format!(
             "-chardev socket,id={id},path=/var/run/xen/qmp-{socket}-{domid},server=on,wait=off \
@@ -53,10 +46,11 @@ pub fn arguments(
     };
     format!(
         "-xen-domid {domid} -no-shutdown {} {} -nodefaults -no-user-config -xen-attach -name {name} -vnc none \
-         -display none {devices} -smp {vcpus},maxcpus={vcpus} -nographic -machine {} -m {memory_mib}",
+         -display none {devices} -smp {vcpus},maxcpus={vcpus} -nographic -machine {} -m {}",
         monitor("libxl-cmd", "libxl"),
         monitor("libxenstat-cmd", "libxenstat"),
-        layout.machine()
+        layout.machine(),
+        (layout.ram_low_size + layout.ram_high_size) >> 20
     )
     .split_whitespace()
     .map(String::from)
@@ -69,7 +63,7 @@ mod tests {
 
     #[test]
     fn the_line_has_the_documented_numbers() {
-        let line = arguments("3", "g0", 4, 2048, &Layout::documented(2048), "").join(" ");
+        let line = arguments("3", "g0", 4, &Layout::documented(2048), "").join(" ");
         assert!(line.starts_with(
             "-xen-domid 3 -no-shutdown -chardev socket,id=libxl-cmd,path=/var/run/xen/qmp-libxl-3,"
         ));

@@ -1,6 +1,7 @@
 //! The runner: this program inside dom0.
 
 mod bench;
+mod by_person;
 mod checks;
 mod console;
 mod guest;
@@ -20,6 +21,7 @@ use anyhow::{Context, Result};
 
 use crate::share::{self, Event, Plan, Reporter};
 pub use bench::RESULTS;
+pub use by_person::{create, script};
 use scenarios::Scenario;
 
 const SHARE: &str = "/share";
@@ -36,7 +38,9 @@ pub fn run() -> Result<ExitCode> {
     match plan {
         Plan::Serve => return serve::serve(share),
         Plan::Demo => run_all(&report, &[&scenarios::DEMO], 1),
-        Plan::Scenarios { words, rounds } => run_all(&report, &scenarios::matching(&words), rounds),
+        Plan::Scenarios { words, wide, rounds } => {
+            run_all(&report, &scenarios::matching(&words, wide), rounds);
+        }
         Plan::Bench { rounds, only } => match bench::run(&report, share, rounds, &only) {
             Ok(failed) => report.say(&Event::Done { passed: 0, failed }),
             Err(error) => {
@@ -46,6 +50,11 @@ pub fn run() -> Result<ExitCode> {
         },
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether there are scenarios for a box of this shape.
+pub fn any(words: &[String], wide: bool) -> bool {
+    !scenarios::matching(words, wide).is_empty()
 }
 
 fn run_all(report: &Reporter, scenarios: &[&Scenario], rounds: u32) {

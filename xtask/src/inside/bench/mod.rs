@@ -122,10 +122,10 @@ fn start(candidate: &str, guest: &Guest, disk: &str, figures: &mut Figures) -> R
     );
     let domid = guest.domid.to_string();
     let layout = Layout::documented(MEMORY_MIB);
-    let arguments = line::arguments(&domid, guest.name(), 1, MEMORY_MIB, &layout, &devices);
+    let arguments = line::arguments(&domid, guest.name(), 1, &layout, &devices);
     let program = if candidate == "qemu" {
         // QEMU leaves ACPI to the toolstack and stock xl does nothing: without our table it shows the guest nothing.
-        let bare = line::arguments(&domid, guest.name(), 1, MEMORY_MIB, &layout, "-x-acpi-only");
+        let bare = line::arguments(&domid, guest.name(), 1, &layout, "-x-acpi-only");
         shell::run(Command::new(XENPVH).args(bare), SHORT).context("the ACPI hand-over for QEMU")?;
         QEMU
     } else {

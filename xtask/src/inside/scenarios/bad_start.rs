@@ -32,7 +32,7 @@ pub fn test(report: &Reporter) -> Result<()> {
     let victim = Plan::new("victim").memory(MEMORY_MIB).create()?;
     let domid = victim.domid.to_string();
     let good = Layout::documented(MEMORY_MIB);
-    let line = |domid: &str, layout: &Layout| line::arguments(domid, "victim", 1, MEMORY_MIB, layout, "");
+    let line = |domid: &str, layout: &Layout| line::arguments(domid, "victim", 1, layout, "");
 
     report.step("domains that are not there or not ours");
     let pv = pv_domain()?;

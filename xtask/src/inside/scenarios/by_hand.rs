@@ -26,7 +26,7 @@ pub fn test(report: &Reporter) -> Result<()> {
     );
     let domid = guest.domid.to_string();
     let layout = Layout::documented(MEMORY_MIB);
-    let arguments = line::arguments(&domid, guest.name(), 1, MEMORY_MIB, &layout, &devices);
+    let arguments = line::arguments(&domid, guest.name(), 1, &layout, &devices);
     let mut device_model = ByHand::start(guest::XENPVH, &arguments, Path::new("/share/xl/by-hand.log"))?;
     device_model.wait_running(guest.domid)?;
     for socket in ["libxl", "libxenstat"] {

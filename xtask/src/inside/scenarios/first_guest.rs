@@ -9,6 +9,7 @@ use crate::inside::host;
 use crate::share::{Event, Reporter};
 
 const GUEST_ADDRESS: &str = "10.9.0.2";
+const TRANSFER_MIB: u32 = 2;
 
 pub fn test(report: &Reporter) -> Result<()> {
     run(report, &Plan::new("first"), &mut |_, _| {})
@@ -64,9 +65,9 @@ fn run(report: &Reporter, plan: &Plan, found: &mut dyn FnMut(&str, &str)) -> Res
     let mean = checks::ping(&mut guest, host::ADDRESS, 5)?;
     found("ping guest to dom0", &format!("5 of 5 answered, {mean:.1} ms on average"));
     report.step("network: TCP to dom0");
-    found("TCP guest to dom0", &checks::transfer(&mut guest, Direction::ToHost, 32)?);
+    found("TCP guest to dom0", &checks::transfer(&mut guest, Direction::ToHost, TRANSFER_MIB)?);
     report.step("network: TCP from dom0");
-    found("TCP dom0 to guest", &checks::transfer(&mut guest, Direction::ToGuest, 32)?);
+    found("TCP dom0 to guest", &checks::transfer(&mut guest, Direction::ToGuest, TRANSFER_MIB)?);
     for (what, direction) in
         [("iperf3 guest to dom0", Direction::ToHost), ("iperf3 dom0 to guest", Direction::ToGuest)]
     {
