@@ -24,7 +24,6 @@ struct Options {
     keep: bool,
     stop: bool,
     peers: bool,
-    wide: bool,
     memory_mib: Option<u32>,
     cpus: Option<u32>,
     script: Option<String>,
@@ -38,7 +37,6 @@ fn parse(arguments: &[String]) -> Result<Options> {
             "--keep" => options.keep = true,
             "--stop" => options.stop = true,
             "--peers" => options.peers = true,
-            "--wide" => options.wide = true,
             "--memory" => options.memory_mib = Some(number(argument, arguments.next())?),
             "--cpus" => options.cpus = Some(number(argument, arguments.next())?),
             "--" => {
@@ -82,8 +80,7 @@ pub fn run(arguments: &[String]) -> Result<ExitCode> {
     let shape = Shape {
         name: if options.keep { KEPT } else { "box" }.to_string(),
         memory_mib: options.memory_mib.unwrap_or(8192),
-        cpus: options.cpus.unwrap_or(if options.wide { Shape::WIDE_CPUS } else { Shape::CPUS }),
-        one_thread: options.wide,
+        cpus: options.cpus.unwrap_or(Shape::CPUS),
         with_peers: options.peers,
         detached: options.keep,
         shell: options.script.is_none() && !options.keep,

@@ -35,8 +35,7 @@ usage: cargo xtask COMMAND
       --stop                ends that box
       --peers               with QEMU's xenpvh and fio in dom0's /usr/libexec and /boot
       --memory MIB          memory of the box (default 8192)
-      --cpus N              its CPUs (default 3): one for dom0, one for each vCPU of a guest
-      --wide                for a guest with 4 vCPUs: 5 CPUs, emulated more slowly and more truly
+      --cpus N              its CPUs (default 5): one for dom0, one for each vCPU of a guest
 
 Everything is kept in target/box: packages, images, and under runs/ the logs of each run.";
 

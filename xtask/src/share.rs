@@ -26,9 +26,8 @@ pub const XL: &str = "xl";
 pub enum Plan {
     /// Run shell commands as they come, until the box is switched off.
     Serve,
-    /// Run the scenarios for a box of this shape whose name contains one of the words (all, if there are none),
-    /// so many times over.
-    Scenarios { words: Vec<String>, wide: bool, rounds: u32 },
+    /// Run the scenarios whose name contains one of the words (all, if there are none), so many times over.
+    Scenarios { words: Vec<String>, rounds: u32 },
     /// Show a person that it works.
     Demo,
     /// Measure the device models against each other.

@@ -5,7 +5,7 @@ use std::fs;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::inside::{self, RESULTS};
 use crate::machine::Shape;
@@ -25,7 +25,6 @@ fn shape(name: &str) -> Shape {
         name: name.into(),
         memory_mib: 8192,
         cpus: Shape::CPUS,
-        one_thread: false,
         with_peers: false,
         detached: false,
         shell: false,
@@ -76,7 +75,7 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
             }
         }
     }
-    let scenarios = in_boxes("test", &words, 1, &progress);
+    let scenarios = in_box("test", &words, 1, &progress);
     total.passed += scenarios.passed;
     total.failed += scenarios.failed;
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -117,37 +116,24 @@ pub fn soak(arguments: &[String]) -> Result<ExitCode> {
         _ => bail!("soak: only --rounds N"),
     };
     let progress = Progress::new();
-    let summary = in_boxes("soak", &[], rounds, &progress);
+    let summary = in_box("soak", &[], rounds, &progress);
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(exit_code(summary))
 }
 
-/// Runs scenarios in a box of each shape that has some. A box that does not come up, or is lost, is a failure.
-fn in_boxes(name: &str, words: &[String], rounds: u32, progress: &Progress) -> Summary {
-    let mut total = Summary::default();
-    if !inside::any(words, false) && !inside::any(words, true) {
-        progress.step(&format!("no scenario is called anything like {}", words.join(" or ")));
-        total.failed += 1;
-    }
-    for wide in [false, true] {
-        if !inside::any(words, wide) {
-            continue;
-        }
-        let shape = match wide {
-            false => shape(name),
-            true => Shape { cpus: Shape::WIDE_CPUS, one_thread: true, ..shape(&format!("{name}-wide")) },
-        };
-        let plan = Plan::Scenarios { words: words.to_vec(), wide, rounds };
-        let result = Parts::new(progress, false)
-            .and_then(|parts| watch::carry_out(&parts, &shape, &plan, progress, TEST_LIMIT * rounds));
-        let summary = result.unwrap_or_else(|error| {
-            progress.step(&format!("FAILED: {error:#}"));
-            Summary { passed: 0, failed: 1 }
-        });
-        total.passed += summary.passed;
-        total.failed += summary.failed;
-    }
-    total
+/// Runs scenarios. A box that does not come up, or is lost, is a failure too.
+fn in_box(name: &str, words: &[String], rounds: u32, progress: &Progress) -> Summary {
+    let result = if inside::any(words) {
+        let plan = Plan::Scenarios { words: words.to_vec(), rounds };
+        Parts::new(progress, false)
+            .and_then(|parts| watch::carry_out(&parts, &shape(name), &plan, progress, TEST_LIMIT * rounds))
+    } else {
+        Err(anyhow!("no scenario has a name with {}", words.join(" or ")))
+    };
+    result.unwrap_or_else(|error| {
+        progress.step(&format!("FAILED: {error:#}"));
+        Summary { passed: 0, failed: 1 }
+    })
 }
 
 fn cargo() -> Command {

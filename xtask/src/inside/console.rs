@@ -18,6 +18,9 @@ const O_NOCTTY: i32 = 0o400;
 /// hvc takes this much at once; more would overrun the guest's tty.
 const CHUNK: usize = 512;
 
+/// A kernel that says so will not reach its init.
+const LOST: [&str; 2] = ["Kernel panic", "soft lockup"];
+
 pub struct Console {
     writer: File,
     bytes: Receiver<Vec<u8>>,
@@ -64,6 +67,9 @@ impl Console {
         loop {
             match self.line(deadline) {
                 Ok(line) if line.ends_with("@@ready") => return Ok(()),
+                Ok(line) if LOST.iter().any(|text| line.contains(text)) => {
+                    bail!("the guest's kernel is lost: {line}")
+                }
                 Ok(line) => last = line,
                 Err(error) => {
                     bail!(

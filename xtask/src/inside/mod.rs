@@ -38,9 +38,7 @@ pub fn run() -> Result<ExitCode> {
     match plan {
         Plan::Serve => return serve::serve(share),
         Plan::Demo => run_all(&report, &[&scenarios::DEMO], 1),
-        Plan::Scenarios { words, wide, rounds } => {
-            run_all(&report, &scenarios::matching(&words, wide), rounds);
-        }
+        Plan::Scenarios { words, rounds } => run_all(&report, &scenarios::matching(&words), rounds),
         Plan::Bench { rounds, only } => match bench::run(&report, share, rounds, &only) {
             Ok(failed) => report.say(&Event::Done { passed: 0, failed }),
             Err(error) => {
@@ -52,9 +50,9 @@ pub fn run() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether there are scenarios for a box of this shape.
-pub fn any(words: &[String], wide: bool) -> bool {
-    !scenarios::matching(words, wide).is_empty()
+/// Whether there are scenarios with such a name.
+pub fn any(words: &[String]) -> bool {
+    !scenarios::matching(words).is_empty()
 }
 
 fn run_all(report: &Reporter, scenarios: &[&Scenario], rounds: u32) {

@@ -15,28 +15,26 @@ use crate::share::Reporter;
 
 pub struct Scenario {
     pub name: &'static str,
-    /// Has a guest with several vCPUs, which takes a box of another shape.
-    pub wide: bool,
     pub run: fn(&Reporter) -> Result<()>,
 }
 
-pub const DEMO: Scenario = Scenario { name: "demo", wide: false, run: first_guest::demo };
+pub const DEMO: Scenario = Scenario { name: "demo", run: first_guest::demo };
 
 const ALL: &[Scenario] = &[
-    Scenario { name: "first-guest", wide: false, run: first_guest::test },
-    Scenario { name: "bad-start", wide: false, run: bad_start::test },
-    Scenario { name: "by-hand-and-killed", wide: false, run: by_hand::test },
-    Scenario { name: "reboot", wide: false, run: reboot::test },
-    Scenario { name: "two-guests", wide: false, run: together::test },
-    Scenario { name: "four-vcpus", wide: true, run: wide::test },
-    Scenario { name: "large-guest", wide: false, run: large::test },
-    Scenario { name: "rude-guest-and-host", wide: false, run: rude::test },
+    Scenario { name: "first-guest", run: first_guest::test },
+    Scenario { name: "bad-start", run: bad_start::test },
+    Scenario { name: "by-hand-and-killed", run: by_hand::test },
+    Scenario { name: "reboot", run: reboot::test },
+    Scenario { name: "two-guests", run: together::test },
+    Scenario { name: "four-vcpus", run: wide::test },
+    Scenario { name: "large-guest", run: large::test },
+    Scenario { name: "rude-guest-and-host", run: rude::test },
 ];
 
-/// The scenarios for a box of this shape whose name contains one of the words; all if there are no words.
-pub fn matching(words: &[String], wide: bool) -> Vec<&'static Scenario> {
+/// The scenarios whose name contains one of the words; all if there are no words.
+pub fn matching(words: &[String]) -> Vec<&'static Scenario> {
     let named = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()));
-    let wanted = |scenario: &&Scenario| scenario.wide == wide && named(scenario.name);
+    let wanted = |scenario: &&Scenario| named(scenario.name);
     ALL.iter().filter(wanted).collect()
 }
 
@@ -48,7 +46,7 @@ mod tests {
     fn names_are_unique_and_words_pick() {
         let names: std::collections::BTreeSet<_> = ALL.iter().map(|scenario| scenario.name).collect();
         assert_eq!(names.len(), ALL.len());
-        assert_eq!(matching(&["reboot".into()], false).len(), 1);
-        assert_eq!(matching(&[], true).len() + matching(&[], false).len(), ALL.len());
+        assert_eq!(matching(&["reboot".into()]).len(), 1);
+        assert_eq!(matching(&[]).len(), ALL.len());
     }
 }
