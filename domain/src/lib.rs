@@ -7,6 +7,7 @@
 mod address;
 mod frames;
 mod ioreq;
+mod patience;
 
 use std::io;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 pub use address::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
 pub use frames::Frames;
 pub use ioreq::{Access, Direction, Ioreq, IoreqPage, RAW_IOREQ_SIZE, SLOTS_PER_PAGE, Slot};
+pub use patience::{Patience, longest_look, look};
 
 /// A message-signalled interrupt: one 32-bit store that the guest's APIC understands
 /// (Intel SDM vol. 3, "Message Signalled Interrupts").

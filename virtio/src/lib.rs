@@ -21,6 +21,7 @@ mod chain;
 mod common_config;
 mod device;
 mod doorbell;
+mod moderation;
 pub mod net;
 mod order;
 mod packed;

@@ -221,7 +221,7 @@ impl Packed {
     }
 
     /// Publishes what was pushed. True if the driver wants an interrupt.
-    pub(crate) fn flush(&mut self) -> Result<bool, QueueError> {
+    pub(crate) fn publish(&mut self) -> Result<bool, QueueError> {
         let Some(first) = self.first_used else { return Ok(false) };
         self.parts.refresh()?;
         self.parts.descriptors.store_u64_release(self.published.rest(), first)?;
@@ -260,6 +260,16 @@ impl Packed {
         self.silent = false;
         // As in `flush`, the other way round.
         fence(Ordering::SeqCst);
+        self.look()
+    }
+
+    pub(crate) fn has_more(&mut self) -> Result<bool, QueueError> {
+        self.parts.refresh()?;
+        self.look()
+    }
+
+    /// Whether the next descriptor is available.
+    fn look(&self) -> Result<bool, QueueError> {
         let rest = self.parts.descriptors.load_u64_acquire(self.next_avail.rest())?;
         Ok(self.next_avail.is_available(flags(rest)))
     }

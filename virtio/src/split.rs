@@ -146,7 +146,7 @@ impl Split {
     }
 
     /// Publishes what was pushed. True if the driver wants an interrupt.
-    pub(crate) fn flush(&mut self) -> Result<bool, QueueError> {
+    pub(crate) fn publish(&mut self) -> Result<bool, QueueError> {
         let old = self.published;
         let new = self.next_used;
         if old == new {
@@ -174,6 +174,11 @@ impl Split {
             self.silent = true;
         }
         Ok(())
+    }
+
+    pub(crate) fn has_more(&mut self) -> Result<bool, QueueError> {
+        self.parts.refresh()?;
+        self.look()
     }
 
     pub(crate) fn enable_notification(&mut self) -> Result<bool, QueueError> {

@@ -7,10 +7,12 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::poll;
+use domain::Patience;
+use rustix::event::{Timespec, poll};
 
 use crate::device::{MAX_SOURCES, Queues, Sources, Wake, Worker};
 use crate::doorbell::Doorbell;
+use crate::moderation::Moderation;
 use crate::queue::{Queue, QueueError};
 use crate::state::State;
 
@@ -20,6 +22,8 @@ const SHARE: u32 = 256;
 
 /// Workers do not recurse; this is many times what they use.
 const STACK_SIZE: usize = 256 << 10;
+
+const NOT_AT_ALL: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
 /// The longest name that the kernel keeps for a thread.
 const NAME_LENGTH: usize = 15;
@@ -59,6 +63,8 @@ impl Thread {
             worker,
             queues: Queues::new(),
             wakes: Vec::new(),
+            patience: Patience::new(domain::longest_look()),
+            moderation: Moderation::new(domain::longest_look()),
             quit: false,
         };
         let handle = std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(|| work.run())?;
@@ -122,6 +128,8 @@ struct Loop {
     queues: Queues,
     /// What each queue waits for, by its number.
     wakes: Vec<Wake>,
+    patience: Patience,
+    moderation: Moderation,
     quit: bool,
 }
 
@@ -132,7 +140,12 @@ impl Loop {
             if self.quit {
                 return self.stop();
             }
-            if self.serve() {
+            let again = self.serve();
+            if !again && self.hold() {
+                continue;
+            }
+            self.interrupt();
+            if again || self.linger() {
                 continue;
             }
             // In this order: whoever rings from here on is heard, and whatever was rung for before is
@@ -140,9 +153,52 @@ impl Loop {
             self.doorbell.listen();
             if self.obey() || self.ask() {
                 self.doorbell.ignore();
-                continue;
+            } else {
+                self.wait(None);
             }
-            self.sleep();
+            self.patience.resume();
+        }
+    }
+
+    /// Looks for more work before an interrupt that is due is sent, so that one tells of more. True if there is some.
+    fn hold(&mut self) -> bool {
+        if !self.due() {
+            return false;
+        }
+        let mut moderation = self.moderation;
+        let more = moderation.hold(|| self.glance());
+        self.moderation = moderation;
+        more
+    }
+
+    /// Looks for more work for a while before going to sleep. The driver is not asked to notify us meanwhile, which
+    /// saves it an exit, and us a wake-up. True if there is some.
+    fn linger(&mut self) -> bool {
+        let mut patience = self.patience;
+        let more = patience.look(|| self.glance());
+        if more {
+            patience.resume();
+        }
+        self.patience = patience;
+        more
+    }
+
+    /// Whether there is anything to do.
+    fn glance(&mut self) -> bool {
+        self.obey() || self.look() || self.wait(Some(&NOT_AT_ALL))
+    }
+
+    /// Whether an interrupt is due for any queue.
+    fn due(&mut self) -> bool {
+        (0..self.queues.end()).any(|index| self.queues.get(index).is_some_and(|queue| queue.is_due()))
+    }
+
+    /// Sends the interrupts that are due.
+    fn interrupt(&mut self) {
+        for index in 0..self.queues.end() {
+            if let Some(queue) = self.queues.get(index) {
+                queue.interrupt();
+            }
         }
     }
 
@@ -201,6 +257,15 @@ impl Loop {
 
     /// Asks drivers to notify us, where that is waited for. True if there is something to do already.
     fn ask(&mut self) -> bool {
+        self.any_more(Queue::enable_notification)
+    }
+
+    /// Whether drivers have something for us, where that is waited for.
+    fn look(&mut self) -> bool {
+        self.any_more(Queue::has_more)
+    }
+
+    fn any_more(&mut self, has_more: fn(&mut Queue) -> Result<bool, QueueError>) -> bool {
         let mut more = false;
         if !self.state.bus_master() {
             return more;
@@ -209,7 +274,7 @@ impl Loop {
             if self.wakes.get(index) != Some(&Wake::Kick) {
                 continue;
             }
-            match self.queues.get(index).map(Queue::enable_notification) {
+            match self.queues.get(index).map(has_more) {
                 Some(Ok(available)) => more |= available,
                 Some(Err(error)) => self.fail(index, &error),
                 None => {}
@@ -218,34 +283,41 @@ impl Loop {
         more
     }
 
-    /// Sleeps until the doorbell or one of the worker's sources wakes us.
-    fn sleep(&mut self) {
+    /// Waits until the doorbell or one of the worker's sources wakes us, or for as long as `limit`. True if one
+    /// did.
+    fn wait(&mut self, limit: Option<&Timespec>) -> bool {
         let mut sources = Sources::new(self.doorbell.as_fd());
         if self.state.bus_master() {
             self.worker.sources(&self.queues, &mut sources);
         }
         let fds = sources.as_poll();
-        let result = poll(fds, None);
+        // Awake, the doorbell is silent: without other sources there is nothing to ask the kernel.
+        if limit.is_some() && fds.len() == 1 {
+            return false;
+        }
+        let result = poll(fds, limit);
         self.doorbell.ignore();
         match result {
-            Ok(_) => {
+            Ok(count) => {
                 let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
                 if ready.next() == Some(true) {
                     self.doorbell.clear();
                 }
                 let mut sources = [false; MAX_SOURCES];
-                let mut count = 0usize;
+                let mut known = 0usize;
                 for (slot, ready) in sources.iter_mut().zip(ready) {
                     *slot = ready;
-                    count = count.saturating_add(1);
+                    known = known.saturating_add(1);
                 }
-                self.worker.woken(sources.get(..count).unwrap_or_default());
+                self.worker.woken(sources.get(..known).unwrap_or_default());
+                count > 0
             }
-            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::INTR) => true,
             Err(error) => {
                 // Out of memory, most likely: going round at full speed would not help.
                 self.state.complain(format_args!("poll: {error}"));
                 std::thread::sleep(Duration::from_millis(10));
+                true
             }
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
-use domain::{Domain, IoreqChannel};
+use domain::{Domain, IoreqChannel, Patience};
 
 use crate::machine::Machine;
 
@@ -27,6 +27,7 @@ pub fn serve(domain: &dyn Domain, machine: &Arc<Machine>) -> io::Result<Vec<Join
 }
 
 fn serve_vcpu(vcpu: usize, mut channel: Box<dyn IoreqChannel>, machine: &Machine) {
+    let mut patience = Patience::new(domain::longest_look());
     loop {
         match channel.wait() {
             Ok(true) => {}
@@ -37,12 +38,14 @@ fn serve_vcpu(vcpu: usize, mut channel: Box<dyn IoreqChannel>, machine: &Machine
             }
         }
         while let Some(request) = channel.slot().take() {
+            patience.resume();
             let data = machine.handle(&request);
             channel.slot().finish(data);
             if let Err(error) = channel.notify() {
                 log::error!("vCPU {vcpu} can no longer be answered: {error}");
                 return;
             }
+            patience.look(|| channel.slot().is_ready());
         }
     }
 }

@@ -231,7 +231,7 @@ impl Worker for BlkWorker {
         }
         // A completion that is not the end of its request needs one more push.
         self.push_on();
-        queue.flush()?;
+        queue.publish()?;
         Ok(Wake::Kick)
     }
 

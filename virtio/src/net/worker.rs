@@ -238,7 +238,7 @@ impl NetWorker {
                 queue.flush()?;
             }
         };
-        queue.flush()?;
+        queue.publish()?;
         Ok(wake)
     }
 
@@ -307,7 +307,7 @@ impl NetWorker {
             }
         };
         self.recycle(frame, 0);
-        queue.flush()?;
+        queue.publish()?;
         Ok(wake)
     }
 

@@ -80,6 +80,7 @@ impl Calls {
         shell::sh(&format!("kill -INT {}", self.strace.id()))?;
         shell::wait(&mut self.strace, Duration::from_secs(20))?;
         let text = fs::read_to_string(COUNTS)?;
+        eprintln!("{text}");
         let total = text.lines().find(|line| line.trim_end().ends_with(" total"));
         let count = total.and_then(|line| line.split_whitespace().next()?.parse().ok());
         count.with_context(|| format!("strace counted nothing:\n{text}"))

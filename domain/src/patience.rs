@@ -1,0 +1,170 @@
+//! How long to look for more work before going to sleep.
+//!
+//! Being woken costs tens of microseconds, and the guest an exit besides; a look at shared memory costs next to
+//! nothing. So who has just worked looks for as long as a wake-up would cost, or a few times that, and
+//! only as long as that has been paying off: an idle guest costs no CPU time.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Looking lasts as long as this many wake-ups: the one saved here, the guest's exit, and Xen's event to us.
+const WAKEUPS: u32 = 8;
+/// Bounds of the result, for machines on which the measurement goes wrong.
+const LIMITS: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(5)];
+/// Wake-ups measured; the quickest counts, since the others met something else that ran.
+const SAMPLES: u32 = 8;
+/// Somebody else who takes the CPU for this part of the longest look ends it.
+const YIELD: u32 = 4;
+/// The weight of the newest pause in the average is 1 in this.
+const WEIGHT: u32 = 8;
+/// A pause counts as no more than this many limits, so that the average recovers within a few wake-ups.
+const LONGEST: u32 = 4;
+
+/// When it is worth waiting awake for what comes next.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    limit: Duration,
+    /// How long pauses usually last.
+    usual: Duration,
+    since: Instant,
+}
+
+impl Patience {
+    /// One that never looks longer than `limit`. It starts out impatient.
+    pub fn new(limit: Duration) -> Patience {
+        Patience { limit, usual: limit.saturating_mul(LONGEST), since: Instant::now() }
+    }
+
+    /// A pause begins: looks for its end by calling `found` again and again, if that has been paying off. True
+    /// if it is over, false if it is time to sleep.
+    pub fn look(&mut self, found: impl FnMut() -> bool) -> bool {
+        self.since = Instant::now();
+        self.usual < self.limit && look(self.since, self.limit, self.limit / YIELD, found)
+    }
+
+    /// The pause is over: there is work.
+    pub fn resume(&mut self) {
+        self.note(self.since.elapsed());
+    }
+
+    fn note(&mut self, pause: Duration) {
+        let pause = pause.min(self.limit.saturating_mul(LONGEST));
+        let others = self.usual.saturating_mul(WEIGHT.saturating_sub(1));
+        self.usual = others.saturating_add(pause) / WEIGHT;
+    }
+}
+
+/// Calls `found` until it says true, for no longer than `limit` from `since` on. Ends as well when somebody else had
+/// the CPU for more than `share` at once: then it is needed.
+pub fn look(since: Instant, limit: Duration, share: Duration, mut found: impl FnMut() -> bool) -> bool {
+    let mut before = since;
+    loop {
+        if found() {
+            return true;
+        }
+        std::thread::yield_now();
+        let now = Instant::now();
+        if now.saturating_duration_since(since) >= limit || now.saturating_duration_since(before) > share {
+            return false;
+        }
+        before = now;
+    }
+}
+
+/// For how long it can be worth looking on this machine: some times what it costs to wake a thread, which is
+/// measured at the first call (a few wake-ups, less than a millisecond as a rule).
+pub fn longest_look() -> Duration {
+    static LIMIT: OnceLock<Duration> = OnceLock::new();
+    *LIMIT.get_or_init(|| {
+        let [least, most] = LIMITS;
+        let limit = wake_up().map_or(least, |cost| cost.saturating_mul(WAKEUPS)).clamp(least, most);
+        log::info!("workers look for more work for up to {limit:?}");
+        limit
+    })
+}
+
+/// What it takes to wake a thread that sleeps and to be woken by it, halved.
+fn wake_up() -> io::Result<Duration> {
+    let (there, back) = (eventfd(0, EventfdFlags::CLOEXEC)?, eventfd(0, EventfdFlags::CLOEXEC)?);
+    let send = |fd: &dyn AsFd| rustix::io::write(fd.as_fd(), &1u64.to_ne_bytes());
+    let receive = |fd: &dyn AsFd| rustix::io::read(fd.as_fd(), &mut [0u8; 8]);
+    std::thread::scope(|scope| {
+        let echo = || (0..SAMPLES).try_for_each(|_| receive(&there).and(send(&back)).map(drop));
+        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, echo)?;
+        let mut quickest = Duration::MAX;
+        for _ in 0..SAMPLES {
+            let begin = Instant::now();
+            send(&there).and(receive(&back))?;
+            quickest = quickest.min(begin.elapsed() / 2);
+        }
+        drop(thread);
+        Ok(quickest)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_micros(100);
+
+    fn is_patient(patience: &Patience) -> bool {
+        patience.usual < patience.limit
+    }
+
+    #[test]
+    fn looks_only_while_that_pays_off() {
+        let mut patience = Patience::new(LIMIT);
+        assert!(!patience.look(|| panic!("should sleep")));
+        // A burst of work: after some wake-ups it stays awake.
+        let wake_ups = (0..).take_while(|_| {
+            patience.note(Duration::from_micros(10));
+            !is_patient(&patience)
+        });
+        assert!(wake_ups.count() < 16);
+        assert!(patience.look(|| true));
+        // One long pause is not yet the end of it, a few are.
+        let mut pauses = 0;
+        while is_patient(&patience) {
+            patience.note(Duration::from_secs(10));
+            pauses += 1;
+        }
+        assert!((2..=3).contains(&pauses), "{pauses}");
+    }
+
+    #[test]
+    fn steady_work_that_comes_too_seldom_never_keeps_it_awake() {
+        let mut patience = Patience::new(LIMIT);
+        for _ in 0..1000 {
+            patience.note(LIMIT + Duration::from_micros(1));
+            assert!(!is_patient(&patience));
+        }
+    }
+
+    #[test]
+    fn a_look_ends_in_time() {
+        let begin = Instant::now();
+        let limit = Duration::from_millis(20);
+        assert!(!look(begin, limit, limit, || false));
+        assert!(begin.elapsed() >= limit);
+        // Somebody else has the CPU.
+        let mut calls = 0;
+        assert!(!look(Instant::now(), Duration::from_secs(60), Duration::from_millis(5), || {
+            calls += 1;
+            std::thread::sleep(Duration::from_millis(6));
+            false
+        }));
+        assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_wake_up_can_be_measured() {
+        let limit = longest_look();
+        assert!((LIMITS[0]..=LIMITS[1]).contains(&limit), "{limit:?}");
+        assert_eq!(longest_look(), limit);
+    }
+}
