@@ -6,6 +6,8 @@ use std::fmt;
 pub const PAGE_SHIFT: u32 = 12;
 /// Size of a guest page in bytes.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+/// The bits of an address that say where in its page it lies.
+const IN_PAGE: u64 = PAGE_SIZE as u64 - 1;
 
 /// A guest-physical address, in bytes.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +29,7 @@ impl Gpa {
 
     /// Offset within its page, in bytes, 0 to 4095.
     pub const fn page_offset(self) -> usize {
-        (self.0 & (PAGE_SIZE as u64 - 1)) as usize
+        (self.0 & IN_PAGE) as usize
     }
 }
 

@@ -39,7 +39,9 @@ impl Frames {
             if bits.is_empty() {
                 bits = vec![0u64; count.div_ceil(64)];
             }
-            bits[index / 64] |= 1 << (index % 64);
+            if let Some(word) = bits.get_mut(index / 64) {
+                *word |= 1 << (index % 64);
+            }
         }
         Frames { base, count, missing: bits }
     }
@@ -67,9 +69,10 @@ impl Frames {
 
 impl Drop for Frames {
     fn drop(&mut self) {
+        // It is mapped, so it fits.
+        let bytes = self.count.saturating_mul(PAGE_SIZE);
         // SAFETY: `from_raw` made this mapping ours alone, and users hold the `Frames` while they use it.
-        let result =
-            unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.count * PAGE_SIZE) };
+        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), bytes) };
         debug_assert!(result.is_ok(), "munmap of guest frames: {result:?}");
     }
 }

@@ -100,10 +100,9 @@ impl IoreqPage {
 
     /// The slot of `vcpu`, or `None` past the end of the page.
     pub fn slot(&self, vcpu: usize) -> Option<Slot> {
-        (vcpu < SLOTS_PER_PAGE).then(|| {
-            // SAFETY: in bounds of the page by the check above.
-            Slot(unsafe { self.0.add(vcpu * RAW_IOREQ_SIZE) }.cast())
-        })
+        let offset = vcpu.checked_mul(RAW_IOREQ_SIZE)?;
+        // SAFETY: in bounds of the page by the check of `vcpu`.
+        (vcpu < SLOTS_PER_PAGE).then(|| Slot(unsafe { self.0.add(offset) }.cast()))
     }
 }
 

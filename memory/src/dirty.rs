@@ -35,9 +35,10 @@ impl DirtyLog {
         let mut page = first;
         while page < end {
             let (index, shift) = split(page);
-            let here = end.saturating_sub(page).min(BITS.saturating_sub(shift));
+            let room = u64::BITS.saturating_sub(shift);
+            let here = u32::try_from(end.saturating_sub(page)).unwrap_or(room).min(room);
             self.mark_word(index, run(shift, here));
-            page = page.saturating_add(here);
+            page = page.saturating_add(here as usize);
         }
     }
 
@@ -63,17 +64,17 @@ impl DirtyLog {
     }
 
     /// Takes every mark, handing over runs of pages (first, count) in ascending order.
-    pub(crate) fn drain(&self, mut found: impl FnMut(usize, usize)) {
+    pub(crate) fn drain(&self, mut found: impl FnMut(usize, u32)) {
         for (group, summary) in self.summary.iter().enumerate() {
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
             }
             for_each_run(summary.swap(0, Ordering::Acquire), |shift, words| {
-                let first = group.saturating_mul(BITS).saturating_add(shift);
-                for (index, word) in self.pages.iter().enumerate().skip(first).take(words) {
+                let first = group.saturating_mul(BITS).saturating_add(shift as usize);
+                for (index, word) in self.pages.iter().enumerate().skip(first).take(words as usize) {
                     let base = index.saturating_mul(BITS);
                     for_each_run(word.swap(0, Ordering::Relaxed), |shift, pages| {
-                        found(base.saturating_add(shift), pages);
+                        found(base.saturating_add(shift as usize), pages);
                     });
                 }
             });
@@ -82,23 +83,23 @@ impl DirtyLog {
 }
 
 /// Word index and bit number.
-fn split(bit: usize) -> (usize, usize) {
-    (bit / BITS, bit % BITS)
+fn split(bit: usize) -> (usize, u32) {
+    (bit / BITS, (bit as u64 & 63) as u32)
 }
 
 /// `count` bits set from bit `shift` up; together no more than 64.
-fn run(shift: usize, count: usize) -> u64 {
-    let ones = u64::MAX.checked_shr(u64::BITS.saturating_sub(count as u32)).unwrap_or(0);
-    ones.checked_shl(shift as u32).unwrap_or(0)
+fn run(shift: u32, count: u32) -> u64 {
+    let ones = u64::MAX.checked_shr(u64::BITS.saturating_sub(count)).unwrap_or(0);
+    ones.checked_shl(shift).unwrap_or(0)
 }
 
 /// Calls `found` with (first bit, count) of every run of ones.
-fn for_each_run(mut bits: u64, mut found: impl FnMut(usize, usize)) {
+fn for_each_run(mut bits: u64, mut found: impl FnMut(u32, u32)) {
     while bits != 0 {
         let shift = bits.trailing_zeros();
         let count = bits.checked_shr(shift).unwrap_or(0).trailing_ones();
-        found(shift as usize, count as usize);
-        bits &= !run(shift as usize, count as usize);
+        found(shift, count);
+        bits &= !run(shift, count);
     }
 }
 
@@ -138,7 +139,7 @@ fn membarrier(command: impl TryInto<libc::c_long>) -> bool {
 mod tests {
     use super::*;
 
-    fn drained(log: &DirtyLog) -> Vec<(usize, usize)> {
+    fn drained(log: &DirtyLog) -> Vec<(usize, u32)> {
         let mut runs = Vec::new();
         log.drain(|first, count| runs.push((first, count)));
         runs

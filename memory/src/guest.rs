@@ -270,7 +270,8 @@ impl GuestMemory {
         for (area, region) in inner.areas.iter().zip(&inner.regions) {
             let base = region.start.frame().0;
             area.log.drain(|first, count| {
-                let extent = Extent { first: Gfn(base.saturating_add(first as u64)), count: count as u32 };
+                let first = Gfn(base.saturating_add(first as u64));
+                let extent = Extent { first, count };
                 if batch.last_mut().is_some_and(|last| extend(last, extent)) {
                     return;
                 }
@@ -336,7 +337,7 @@ impl Inner {
         len: usize,
         act: impl FnOnce(&Arc<Chunk>, NonNull<u8>, usize) -> R,
     ) -> Result<R, MemoryError> {
-        let index = (place.offset >> self.chunk_shift) as usize;
+        let index = usize::try_from(place.offset >> self.chunk_shift).unwrap_or(usize::MAX);
         let offset = self.in_chunk(place.offset);
         let slot = place.area.slots.get(index);
         if let Some(chunk) = slot.map(|slot| slot.chunk.load()).as_deref().and_then(Option::as_ref)
@@ -427,7 +428,8 @@ impl Inner {
         dirty::settle();
         if let Err(error) = self.domain.mark_dirty(batch) {
             for extent in batch.iter() {
-                area.log.mark(extent.first.0.saturating_sub(base) as usize, extent.count as usize);
+                let first = usize::try_from(extent.first.0.saturating_sub(base)).unwrap_or(usize::MAX);
+                area.log.mark(first, extent.count as usize);
             }
             if result.is_ok() {
                 *result = Err(error);
@@ -442,7 +444,8 @@ impl Inner {
 
     /// Offset in its chunk of an offset in the region.
     fn in_chunk(&self, offset: u64) -> usize {
-        offset as usize & self.chunk_size().saturating_sub(1)
+        // Its low bits, so nothing is lost.
+        usize::try_from(offset).unwrap_or_default() & self.chunk_size().saturating_sub(1)
     }
 }
 

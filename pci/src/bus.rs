@@ -113,7 +113,7 @@ impl Bus {
     /// Reads configuration space: `size` bytes at `offset`. What is not naturally aligned or longer than
     /// 4 bytes reads as all ones, as does an absent function.
     pub fn config_read(&self, at: Bdf, offset: u16, size: u8) -> u32 {
-        let absent = width::absent(size) as u32;
+        let absent = width::low32(width::absent(size));
         if !is_register_access(offset, size) {
             return absent;
         }

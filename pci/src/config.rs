@@ -112,7 +112,7 @@ impl ConfigSpace {
             let Some((kind, size)) = space.bars.get(index) else { continue };
             writable |= command::MEMORY;
             let mask = !size.wrapping_sub(1);
-            space.define(at, kind.flags(), mask as u32);
+            space.define(at, kind.flags(), width::low32(mask));
             if kind.is_64() {
                 space.define(at.wrapping_add(4), 0, (mask >> 32) as u32);
             }
@@ -138,7 +138,7 @@ impl ConfigSpace {
         let masks = [0, 0].into_iter().chain(writable.iter().copied()).chain(std::iter::repeat(0));
         for ((byte, mask), position) in bytes.zip(masks).zip(at..) {
             let register = self.registers.get_mut(position / 4)?;
-            let shift = ((position % 4) as u32).wrapping_mul(8);
+            let shift = u32::try_from((position % 4).wrapping_mul(8)).unwrap_or_default();
             register.initial |= u32::from(byte) << shift;
             register.writable |= u32::from(mask) << shift;
             register.value = register.initial;
@@ -167,8 +167,10 @@ impl ConfigSpace {
     /// Reads `size` bytes, 1, 2 or 4 within one dword. All ones past the end.
     pub fn read(&self, offset: u16, size: u8) -> u32 {
         match self.registers.get(usize::from(offset / 4)) {
-            Some(register) => width::extract(register.value.into(), u32::from(offset % 4), size) as u32,
-            None => width::absent(size) as u32,
+            Some(register) => {
+                width::low32(width::extract(register.value.into(), u32::from(offset % 4), size))
+            }
+            None => width::low32(width::absent(size)),
         }
     }
 
@@ -177,8 +179,8 @@ impl ConfigSpace {
     pub fn write(&mut self, offset: u16, size: u8, value: u32) -> Option<Written> {
         let register = self.registers.get_mut(usize::from(offset / 4))?;
         let before = register.value;
-        let wanted = width::insert(before.into(), u32::from(offset % 4), size, value.into()) as u32;
-        let after = before & !register.writable | wanted & register.writable;
+        let wanted = width::insert(before.into(), u32::from(offset % 4), size, value.into());
+        let after = before & !register.writable | width::low32(wanted) & register.writable;
         register.value = after;
         let written = Written { register: offset & !3, before, after };
         if before != after && matches!(written.register, register::COMMAND | register::BAR0..0x28) {

@@ -24,7 +24,7 @@ pub fn read(bus: &Bus, offset: u64, size: u8) -> u64 {
 pub fn write(bus: &Bus, offset: u64, size: u8, value: u64) {
     for (at, size, start) in width::pieces(offset, size, 4) {
         let (bdf, register) = decode(at);
-        bus.config_write(bdf, register, size, width::extract(value, start, size) as u32);
+        bus.config_write(bdf, register, size, width::low32(width::extract(value, start, size)));
     }
 }
 

@@ -31,7 +31,7 @@ impl Entry {
     /// What its dwords are.
     fn dword(&self, index: u64) -> u32 {
         match index {
-            0 => self.address as u32,
+            0 => width::low32(self.address),
             1 => (self.address >> 32) as u32,
             2 => self.data,
             _ => self.control,
@@ -89,7 +89,7 @@ impl Msix {
     /// Number of vectors.
     pub fn vectors(&self) -> u16 {
         // At most MAX_VECTORS.
-        self.entries.len() as u16
+        u16::try_from(self.entries.len()).unwrap_or(MAX_VECTORS)
     }
 
     /// Adds the capability, with table and pending bits at these offsets (multiples of 8) of `bar`. When
@@ -176,7 +176,7 @@ impl Msix {
         let vector = offset / ENTRY_SIZE;
         let Some(mut entry) = self.entry(vector) else { return };
         for (at, size, start) in width::pieces(offset, size, 4) {
-            entry.set_dword(at % ENTRY_SIZE / 4, width::extract(value, start, size) as u32);
+            entry.set_dword(at % ENTRY_SIZE / 4, width::low32(width::extract(value, start, size)));
         }
         self.settle_entry(vector, &mut entry);
     }
@@ -185,7 +185,8 @@ impl Msix {
     pub fn pba_read(&self, offset: u64, size: u8) -> u64 {
         read_dwords(offset, size, |at| {
             let word = usize::try_from(at / 8).ok().and_then(|word| self.pending.get(word));
-            word.map_or(0, |word| width::extract(word.load(Ordering::SeqCst), (at % 8) as u32, 4) as u32)
+            let word = word.map_or(0, |word| word.load(Ordering::SeqCst));
+            width::low32(width::extract(word, (at % 8) as u32, 4))
         })
     }
 

@@ -5,6 +5,21 @@ pub const fn mask(size: u8) -> u64 {
     if size >= 8 { u64::MAX } else { (1u64 << (size as u32).wrapping_mul(8)).wrapping_sub(1) }
 }
 
+/// The low byte of a register or of what is written to one.
+pub const fn low8(value: u64) -> u8 {
+    (value & 0xff) as u8
+}
+
+/// The low 16 bits.
+pub const fn low16(value: u64) -> u16 {
+    (value & 0xffff) as u16
+}
+
+/// The low 32 bits.
+pub const fn low32(value: u64) -> u32 {
+    (value & 0xffff_ffff) as u32
+}
+
 /// What an access of `size` bytes reads where nothing answers: all ones.
 pub const fn absent(size: u8) -> u64 {
     mask(size)
@@ -66,6 +81,8 @@ mod tests {
         assert_eq!(extract(0x1122_3344, 1, 2), 0x2233);
         assert_eq!(insert(7, 8, 4, 1), 7);
         assert_eq!(extract(7, 8, 4), 0);
+        assert_eq!((low8(0x1234_5678_9abc), low16(0x1234_5678_9abc)), (0xbc, 0x9abc));
+        assert_eq!(low32(0x1234_5678_9abc), 0x5678_9abc);
         assert_eq!((mask(0), mask(1), mask(4), mask(8)), (0, 0xff, 0xffff_ffff, u64::MAX));
     }
 }

@@ -19,7 +19,7 @@ use memory::GuestMemory;
 
 use crate::device::{Config, Device, QueueSpec, Spec, Worker};
 use crate::pci::MAX_QUEUES;
-use request::{ID_LEN, Limits, SECTOR};
+use request::{ID_LEN, Limits, SECTOR, SECTOR_SHIFT};
 pub use statistics::{Count, Kind, Statistics};
 use worker::BlkWorker;
 
@@ -137,11 +137,11 @@ impl Blk {
             return Err(BlkError::Size(disk.size(), block));
         }
         // Whole blocks, or the driver could not ask for the most there may be.
-        let block_sectors = block.checked_div(SECTOR as u32).unwrap_or(1).max(1);
+        let block_sectors = block.checked_div(SECTOR).unwrap_or(1).max(1);
         let whole = |sectors: u32| sectors.saturating_sub(sectors.checked_rem(block_sectors).unwrap_or(0));
         let most = |sectors: u32| if disk.is_read_only() { 0 } else { whole(sectors.min(MAX_RANGE_SECTORS)) };
         let limits = Limits {
-            sectors: disk.size() / SECTOR,
+            sectors: disk.size() >> SECTOR_SHIFT,
             block,
             read_only: disk.is_read_only(),
             discard: most(options.max_discard),
@@ -248,13 +248,13 @@ fn configuration(
     bytes.extend([0; 4]);
     bytes.extend(block.to_le_bytes());
     // physical_block_exp, alignment_offset, min_io_size, opt_io_size: the last two in blocks.
-    bytes.extend([exponent as u8, 0]);
+    bytes.extend([u8::try_from(exponent).unwrap_or_default(), 0]);
     bytes.extend(u16::try_from(blocks(options.min_io_size)).unwrap_or(u16::MAX).to_le_bytes());
     bytes.extend(blocks(options.opt_io_size).to_le_bytes());
     bytes.extend([write_cache.into(), 0]);
     bytes.extend(queues.to_le_bytes());
     let granularity = options.discard_granularity.unwrap_or(disk.discard_granularity());
-    let granularity = granularity.max(block).checked_div(SECTOR as u32).unwrap_or(1);
+    let granularity = granularity.max(block).checked_div(SECTOR).unwrap_or(1);
     let when = |most: u32, value: u32| if most > 0 { value } else { 0 }.to_le_bytes();
     bytes.extend(limits.discard.to_le_bytes());
     bytes.extend(when(limits.discard, 1));

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use domain::Gpa;
 use memory::GuestMemory;
-use pci::width;
+use pci::width::{self, low8, low16, low32};
 
 use crate::device::Device;
 use crate::doorbell::Doorbell;
@@ -38,6 +38,9 @@ pub(crate) struct QueueLimits {
     pub(crate) worker: usize,
 }
 
+/// The feature bits that a device can offer.
+const OFFERABLE: u128 = u64::MAX as u128;
+
 /// What the driver sets, and what runs because of it.
 #[derive(Debug)]
 struct Registers {
@@ -54,7 +57,7 @@ struct Registers {
 impl Registers {
     /// What the driver accepts. Once it was agreed to, that is all of it: what we offer fits.
     fn features(&self) -> u64 {
-        self.driver_features as u64
+        (self.driver_features & OFFERABLE) as u64
     }
 }
 
@@ -106,8 +109,11 @@ impl CommonConfig {
                 // Both shifts are below 64 bits, since field and piece overlap and neither is longer than 8 bytes.
                 let value = self.get(&registers, field.register);
                 let shifted = match at.checked_sub(field.offset) {
-                    Some(inside) => width::extract(value, inside as u32, size),
-                    None => width::insert(0, field.offset.wrapping_sub(at) as u32, field.width, value),
+                    Some(inside) => width::extract(value, low32(inside), size),
+                    None => {
+                        let before = low32(field.offset.wrapping_sub(at));
+                        width::insert(0, before, field.width, value)
+                    }
                 };
                 result |= width::insert(0, start, size, shifted);
             }
@@ -121,7 +127,7 @@ impl CommonConfig {
             let at = offset.checked_sub(field.offset)?;
             let whole = at == 0 && size == field.width;
             let half = field.width == 8 && size == 4 && (at == 0 || at == 4);
-            (whole || half).then_some((field, at as u32))
+            (whole || half).then_some((field, low32(at)))
         });
         let Some((field, at)) = found else {
             log::debug!(
@@ -203,21 +209,21 @@ impl CommonConfig {
         let queue = registers.queues.get_mut(selected);
         let address = |old: &mut Gpa| old.0 = change(old.0);
         match (register, queue) {
-            (Register::DeviceFeatureSelect, _) => registers.device_feature_select = value as u32,
-            (Register::DriverFeatureSelect, _) => registers.driver_feature_select = value as u32,
+            (Register::DeviceFeatureSelect, _) => registers.device_feature_select = low32(value),
+            (Register::DriverFeatureSelect, _) => registers.driver_feature_select = low32(value),
             (Register::DriverFeature, _) => {
                 if let Some(shift) =
                     registers.driver_feature_select.checked_mul(32).filter(|shift| *shift < 128)
                 {
                     let others = registers.driver_features & !(u128::from(u32::MAX) << shift);
-                    registers.driver_features = others | u128::from(value as u32) << shift;
+                    registers.driver_features = others | u128::from(low32(value)) << shift;
                 }
             }
-            (Register::ConfigVector, _) => self.state.set_config_vector(value as u16),
-            (Register::DeviceStatus, _) => self.set_status(registers, value as u8),
-            (Register::QueueSelect, _) => registers.queue_select = value as u16,
-            (Register::QueueVector, _) => self.state.set_queue_vector(selected, value as u16),
-            (Register::QueueSize, Some(queue)) => self.set_size(selected, queue, value as u16, features),
+            (Register::ConfigVector, _) => self.state.set_config_vector(low16(value)),
+            (Register::DeviceStatus, _) => self.set_status(registers, low8(value)),
+            (Register::QueueSelect, _) => registers.queue_select = low16(value),
+            (Register::QueueVector, _) => self.state.set_queue_vector(selected, low16(value)),
+            (Register::QueueSize, Some(queue)) => self.set_size(selected, queue, low16(value), features),
             (Register::QueueEnable, Some(_)) if value == 1 => self.enable(registers, selected),
             (Register::QueueReset, Some(_)) if value == 1 => self.reset_queue(registers, selected),
             (Register::QueueDescriptors, Some(queue)) => address(&mut queue.layout.descriptors),
@@ -401,5 +407,6 @@ enum StartError {
 
 /// The 32 bits of `features` that a feature select register selects.
 fn word(features: u128, select: u32) -> u32 {
-    select.checked_mul(32).and_then(|shift| features.checked_shr(shift)).unwrap_or_default() as u32
+    let shifted = select.checked_mul(32).and_then(|shift| features.checked_shr(shift)).unwrap_or_default();
+    (shifted & 0xffff_ffff) as u32
 }

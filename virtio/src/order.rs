@@ -92,7 +92,7 @@ impl Order {
 
     /// As many as a queue can have.
     fn size(&self) -> u16 {
-        self.entries.len() as u16
+        u16::try_from(self.entries.len()).unwrap_or(u16::MAX)
     }
 
     /// The place that is `age` after the first; both are at most 32768.

@@ -10,7 +10,9 @@ use memory::GuestMemory;
 
 use crate::chain::Chain;
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Layout, QueueError, QueueSize, QueueState};
-use crate::ring::{Area, DESCRIPTOR_SIZE, Descriptor, FLAG_INDIRECT, FLAG_NEXT, FLAG_WRITE, Parts, Table};
+use crate::ring::{
+    Area, DESCRIPTOR_SIZE, Descriptor, FLAG_INDIRECT, FLAG_NEXT, FLAG_WRITE, Parts, Table, halves,
+};
 
 /// Descriptor flag: available, if it is as the driver's wrap counter and `USED` is not (§2.8.1).
 const AVAIL: u16 = 1 << 7;
@@ -235,7 +237,9 @@ impl Packed {
         let wish = self.parts.driver.read_u32(0)?;
         Ok(match wish >> 16 & EVENT_FLAGS {
             EVENT_DISABLE => false,
-            EVENT_DESC if self.event_idx => passed(wish as u16, self.next_used, slots, self.size().get()),
+            EVENT_DESC if self.event_idx => {
+                passed((wish & 0xffff) as u16, self.next_used, slots, self.size().get())
+            }
             // The reserved value, and one that was not negotiated: too many are better than none.
             _ => true,
         })
@@ -353,8 +357,8 @@ impl Packed {
     fn walk_table(&mut self, from: &Descriptor, chain: &mut Chain) -> Result<(), QueueError> {
         let memory = &self.parts.memory;
         for raw in self.table.read(memory, from, chain.head, self.parts.size().get())? {
-            let raw = u128::from_le_bytes(*raw);
-            self.parts.add(&Descriptor::packed(raw as u64, (raw >> 64) as u64), chain)?;
+            let (addr, rest) = halves(*raw);
+            self.parts.add(&Descriptor::packed(addr, rest), chain)?;
         }
         Ok(())
     }

@@ -178,7 +178,7 @@ impl VirtioPci {
             Some(vectors) if (1..=MAX_VECTORS).contains(&vectors) => vectors,
             Some(vectors) => return Err(VirtioPciError::Vectors(vectors)),
             // At most MAX_QUEUES and one.
-            None => (limits.len() as u16).saturating_add(1),
+            None => u16::try_from(limits.len()).unwrap_or(MAX_QUEUES).saturating_add(1),
         };
         let msix = Msix::new(vectors, domain);
         let (mut config, msix_at, window_at) = config_space(spec, &msix)?;
@@ -236,7 +236,7 @@ impl VirtioPci {
     /// Where the window looks: offset in the BAR and length, if that is an access that the BAR has.
     fn window(&self, config: &ConfigSpace) -> Option<(u64, u8)> {
         let read = |offset| config.read(self.window_at.saturating_add(offset), 4);
-        let bar = read(WINDOW_BAR) as u8;
+        let bar = width::low8(read(WINDOW_BAR).into());
         let offset = u64::from(read(WINDOW_OFFSET));
         let length = u8::try_from(read(WINDOW_LENGTH)).ok().filter(|length| matches!(length, 1 | 2 | 4))?;
         let aligned = offset.is_multiple_of(length.into());
@@ -275,7 +275,7 @@ impl Function for VirtioPci {
             // Not under the lock: the access may wait for workers.
             let window = self.window(&self.config());
             let value = window.map_or(0, |(at, length)| self.bar_read(BAR, at, length));
-            return width::extract(value, u32::from(offset % 4), size) as u32;
+            return width::low32(width::extract(value, u32::from(offset % 4), size));
         }
         self.config().read(offset, size)
     }
@@ -407,7 +407,7 @@ fn config_space(spec: &Spec, msix: &Msix) -> Result<(ConfigSpace, u16, u16), Vir
     };
     for place in &PLACES {
         if let Some(kind) = place.capability {
-            let multiplier = (place.area == Area::Notify).then_some(NOTIFY_MULTIPLIER as u32);
+            let multiplier = (place.area == Area::Notify).then_some(width::low32(NOTIFY_MULTIPLIER));
             add(kind, place.start, place.len, multiplier, false)?;
         }
     }

@@ -4,6 +4,7 @@
 
 use domain::Gpa;
 use memory::{GuestMemory, View};
+use pci::width::{low16, low32};
 
 use crate::chain::{Chain, Segment};
 use crate::queue::{FEATURE_RING_PACKED, Layout, MAX_INDIRECT, QueueError, QueueSize};
@@ -31,19 +32,26 @@ pub(crate) struct Descriptor {
 impl Descriptor {
     /// From the two little-endian halves that it is in memory, as a split ring has them (§2.7.5).
     pub(crate) fn split(addr: u64, rest: u64) -> Descriptor {
-        let [len, flags, link] = [rest as u32, (rest >> 32) as u32, (rest >> 48) as u32];
-        Descriptor { addr: Gpa(addr), len, flags: flags as u16, link: link as u16 }
+        let (flags, link) = (low16(rest >> 32), low16(rest >> 48));
+        Descriptor { addr: Gpa(addr), len: low32(rest), flags, link }
     }
 
     /// The same as a packed ring has them (§2.8.13).
     pub(crate) fn packed(addr: u64, rest: u64) -> Descriptor {
-        let [len, link, flags] = [rest as u32, (rest >> 32) as u32, (rest >> 48) as u32];
-        Descriptor { addr: Gpa(addr), len, flags: flags as u16, link: link as u16 }
+        let (link, flags) = (low16(rest >> 32), low16(rest >> 48));
+        Descriptor { addr: Gpa(addr), len: low32(rest), flags, link }
     }
 
     pub(crate) fn has(&self, flag: u16) -> bool {
         self.flags & flag != 0
     }
+}
+
+/// The two little-endian numbers that 16 bytes of the driver's are.
+pub(crate) fn halves(bytes: [u8; DESCRIPTOR_SIZE]) -> (u64, u64) {
+    const LOW: u128 = u64::MAX as u128;
+    let both = u128::from_le_bytes(bytes);
+    ((both & LOW) as u64, (both >> 64) as u64)
 }
 
 /// Where one part of a ring lies.

@@ -6,7 +6,7 @@ use memory::GuestMemory;
 
 use crate::chain::Chain;
 use crate::queue::{FEATURE_EVENT_IDX, FEATURE_INDIRECT, Layout, QueueError, QueueSize, QueueState};
-use crate::ring::{Area, DESCRIPTOR_SIZE, Descriptor, FLAG_INDIRECT, FLAG_NEXT, Parts, Table};
+use crate::ring::{Area, DESCRIPTOR_SIZE, Descriptor, FLAG_INDIRECT, FLAG_NEXT, Parts, Table, halves};
 
 const USED_SIZE: usize = 8;
 /// Offset of the index in the available and the used ring; the flags precede it.
@@ -279,14 +279,14 @@ impl Split {
         let head = chain.head;
         let table = self.table.read(&self.parts.memory, &from, head, self.parts.size().get())?;
         // As many as a table can have fit.
-        let entries = table.len() as u16;
+        let entries = u16::try_from(table.len()).unwrap_or(u16::MAX);
         let mut next = 0u16;
         for _ in 0..entries {
             let Some(raw) = table.get(usize::from(next)) else {
                 return Err(QueueError::NextOutOfRange { head, next, size: entries });
             };
-            let raw = u128::from_le_bytes(*raw);
-            let descriptor = Descriptor::split(raw as u64, (raw >> 64) as u64);
+            let (addr, rest) = halves(*raw);
+            let descriptor = Descriptor::split(addr, rest);
             if descriptor.has(FLAG_INDIRECT) {
                 return Err(QueueError::IndirectInIndirect { head });
             }

@@ -3,9 +3,13 @@
 //! Everything is checked here, on numbers read once, before the disk hears of it.
 
 use backend::block::Op;
+use pci::width;
+
+use crate::ring::halves;
 
 /// Unit of the capacity and of every address in a request, in bytes.
-pub(super) const SECTOR: u64 = 512;
+pub(super) const SECTOR: u32 = 1 << SECTOR_SHIFT;
+pub(super) const SECTOR_SHIFT: u32 = 9;
 /// Length of the header that each request begins with: type, reserved, sector.
 pub(super) const HEADER_LEN: usize = 16;
 /// Length of the one segment of a discard or write-zeroes request: sector, number of sectors, flags.
@@ -128,13 +132,13 @@ fn range(
     if raw.readable != RANGE_LEN as u64 {
         return Err(if raw.readable < RANGE_LEN as u64 { Status::Error } else { Status::Unsupported });
     }
-    let bits = u128::from_le_bytes(raw.range);
-    let (sector, sectors, flags) = (bits as u64, (bits >> 64) as u32, (bits >> 96) as u32);
+    let (sector, rest) = halves(raw.range);
+    let (sectors, flags) = (width::low32(rest), (rest >> 32) as u32);
     let op = op(flags).ok_or(Status::Unsupported)?;
     if sectors > most {
         return Err(Status::Error);
     }
-    let len = u64::from(sectors).saturating_mul(SECTOR);
+    let len = u64::from(sectors).saturating_mul(SECTOR.into());
     let offset = place(limits, sector, len)?;
     Ok(Action::Disk { op, offset, len })
 }
@@ -142,9 +146,9 @@ fn range(
 /// The byte at which a transfer of `len` bytes at `sector` begins, if all of it is on the disk and it is
 /// made of whole blocks.
 fn place(limits: &Limits, sector: u64, len: u64) -> Result<u64, Status> {
-    let size = limits.sectors.saturating_mul(SECTOR);
+    let size = limits.sectors.saturating_mul(SECTOR.into());
     let block = u64::from(limits.block);
-    let offset = sector.checked_mul(SECTOR).ok_or(Status::Error)?;
+    let offset = sector.checked_mul(SECTOR.into()).ok_or(Status::Error)?;
     let end = offset.checked_add(len).ok_or(Status::Error)?;
     if end > size || !offset.is_multiple_of(block) || !len.is_multiple_of(block) {
         return Err(Status::Error);

@@ -111,10 +111,10 @@ impl BlkWorker {
         let (op, offset, len) = match request::parse(&raw, &self.limits, durable) {
             Ok(Action::Disk { op, offset, len }) => (op, offset, len),
             Ok(Action::Id) => {
-                let len = writable.min(ID_LEN as u64);
-                let id = self.serial.get(..len as usize).unwrap_or_default();
+                let len = usize::try_from(writable).unwrap_or(ID_LEN).min(ID_LEN);
+                let id = self.serial.get(..len).unwrap_or_default();
                 self.chain.writer(&self.memory).write(id)?;
-                return Ok(Err((Status::Ok, len)));
+                return Ok(Err((Status::Ok, len as u64)));
             }
             Err(status) => {
                 self.statistics.add_invalid();
@@ -153,7 +153,7 @@ impl BlkWorker {
         }
         while let Some(Completion { tag, mut data, result }) = self.engine.complete() {
             any = true;
-            let tag = tag as usize;
+            let Ok(tag) = usize::try_from(tag) else { continue };
             let Some(slot) = self.slots.get_mut(tag) else { continue };
             let Some(Work { op, offset, len, since }) = slot.work.take() else { continue };
             self.statistics.add(op, offset, len, self.now.saturating_duration_since(since), result.is_ok());
