@@ -173,8 +173,7 @@ impl Tap {
         let number = file.as_raw_fd();
         let bad = |error: io::Error| TapError::Descriptor { fd: number, reason: reason(&error) };
         let request = ioctl::interface(&file).map_err(|_| TapError::NotATap(number))?;
-        let needed = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
-        if request.flags() & needed != needed {
+        if request.flags() & ioctl::TAP_FLAGS != ioctl::TAP_FLAGS {
             return Err(TapError::NotATap(number));
         }
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|error| bad(error.into()))?;
@@ -204,7 +203,7 @@ impl Tap {
         ioctl::set_header_size(&file, VNET_HEADER)?;
         let mut tap = Tap {
             name: actual.name(),
-            multi_queue: actual.flags() & libc::IFF_MULTI_QUEUE as i16 != 0,
+            multi_queue: actual.flags() & ioctl::MULTI_QUEUE != 0,
             uso: true,
             file,
         };
@@ -268,8 +267,9 @@ impl Tap {
     /// `WouldBlock` if there is none; anything else, and the tap is down or gone.
     pub fn read(&self, receive: &Receive) -> io::Result<usize> {
         let vectors = receive.vectors();
+        let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the vectors are those of `Pinned` memory that `receive` holds until it hands it back.
-        let read = unsafe { libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32) };
+        let read = unsafe { libc::readv(self.file.as_raw_fd(), vectors.as_ptr(), count) };
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
@@ -288,8 +288,9 @@ impl Tap {
     /// has more than 1024 pieces; anything else, and the tap is down or gone.
     pub fn write(&self, frame: &Pinned) -> io::Result<()> {
         let vectors = frame.iovecs();
+        let count = libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the vectors are those of memory that `frame` keeps mapped.
-        let written = unsafe { libc::writev(self.file.as_raw_fd(), vectors.as_ptr(), vectors.len() as i32) };
+        let written = unsafe { libc::writev(self.file.as_raw_fd(), vectors.as_ptr(), count) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }

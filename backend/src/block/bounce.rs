@@ -70,21 +70,20 @@ impl Pool {
     pub(super) fn take(&mut self, len: usize) -> Option<Buffer> {
         let pages = len.div_ceil(PAGE).max(1);
         let first = self.find(pages)?;
-        self.mark(first, pages);
-        self.used += pages;
+        self.mark(first, pages, true);
+        self.used = self.used.saturating_add(pages);
         self.peak = self.peak.max(self.used);
+        let offset = first.checked_mul(PAGE)?;
         // SAFETY: `find` returned a run inside the mapping.
-        let base = unsafe { self.base.add(first * PAGE) };
+        let base = unsafe { self.base.add(offset) };
         Some(Buffer { base, len, first })
     }
 
     /// Gives a buffer back. After a burst the pages go back to the host.
     pub(super) fn free(&mut self, buffer: Buffer) {
         let pages = buffer.len.div_ceil(PAGE).max(1);
-        for page in buffer.first..buffer.first + pages {
-            self.taken[page / 64] &= !(1 << (page % 64));
-        }
-        self.used -= pages;
+        self.mark(buffer.first, pages, false);
+        self.used = self.used.saturating_sub(pages);
         if self.used == 0 && self.peak > KEPT_PAGES {
             self.peak = 0;
             // SAFETY: the mapping is ours, and nobody has a buffer in it.
@@ -95,26 +94,27 @@ impl Pool {
         }
     }
 
-    fn mark(&mut self, first: usize, pages: usize) {
-        for page in first..first + pages {
-            self.taken[page / 64] |= 1 << (page % 64);
+    fn mark(&mut self, first: usize, pages: usize, taken: bool) {
+        for page in first..first.saturating_add(pages) {
+            let Some(word) = self.taken.get_mut(page / 64) else { return };
+            let bit = 1 << (page % 64);
+            *word = if taken { *word | bit } else { *word & !bit };
         }
     }
 
     /// The first run of `pages` free pages.
     fn find(&self, pages: usize) -> Option<usize> {
-        let mut run = 0;
-        let mut page = 0;
-        while page < PAGES {
-            let word = self.taken[page / 64];
-            if page % 64 == 0 && word == u64::MAX {
-                (run, page) = (0, page + 64);
+        let mut run = 0usize;
+        for (word, start) in self.taken.iter().zip((0usize..).step_by(64)) {
+            if *word == u64::MAX {
+                run = 0;
                 continue;
             }
-            run = if word & (1 << (page % 64)) == 0 { run + 1 } else { 0 };
-            page += 1;
-            if run == pages {
-                return Some(page - pages);
+            for bit in 0usize..64 {
+                run = if word & (1 << bit) == 0 { run.saturating_add(1) } else { 0 };
+                if run == pages {
+                    return start.saturating_add(bit).saturating_add(1).checked_sub(pages);
+                }
             }
         }
         None

@@ -15,7 +15,7 @@ use super::{DiskOptions, Engine, EngineChoice};
 use crate::reason;
 
 /// Disks are made of sectors of 512 bytes (virtio 1.3 §5.2.4).
-pub(super) const SECTOR: u64 = 512;
+const SECTOR: u32 = 512;
 /// The largest block that direct I/O may need: our buffers are aligned to no more.
 const MAX_ALIGNMENT: u32 = 4096;
 
@@ -136,8 +136,8 @@ impl Disk {
         let block_device = kind(stat.st_mode) == FileType::BlockDevice;
         // The end is where the size is, for a block device as well.
         let size = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(refused)?;
-        let (mut logical_block, mut physical_block) = (SECTOR as u32, SECTOR as u32);
-        let mut discard_granularity = SECTOR as u32;
+        let (mut logical_block, mut physical_block) = (SECTOR, SECTOR);
+        let mut discard_granularity = SECTOR;
         if block_device {
             logical_block = rustix::fs::ioctl_blksszget(&file).map_err(refused)?;
             physical_block = rustix::fs::ioctl_blkpbszget(&file).map_err(refused)?;
@@ -253,7 +253,7 @@ fn refused(path: &Path, error: io::Error) -> DiskError {
 
 /// What the host says is a block size; anything strange becomes 512.
 fn sane_block(bytes: u32) -> u32 {
-    if bytes.is_power_of_two() && bytes >= SECTOR as u32 { bytes } else { SECTOR as u32 }
+    if bytes.is_power_of_two() && bytes >= SECTOR { bytes } else { SECTOR }
 }
 
 /// The unit of direct I/O on a regular file.
@@ -265,7 +265,7 @@ fn direct_alignment(file: &OwnedFd) -> u32 {
         }
         // Linux before 6.1 does not tell. A page is right for every file system on every disk we
         // could meet there, but would change what the guest sees as its block: 512 is QEMU's guess too.
-        _ => SECTOR as u32,
+        _ => SECTOR,
     }
 }
 

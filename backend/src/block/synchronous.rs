@@ -71,7 +71,7 @@ impl Engine for SynchronousEngine {
     }
 
     fn in_flight(&self) -> usize {
-        self.waiting.len() + self.finished.len()
+        self.waiting.len().saturating_add(self.finished.len())
     }
 
     fn wait(&mut self) {}
@@ -87,24 +87,30 @@ pub(super) unsafe fn make(image: &Image, call: Call) -> io::Result<usize> {
     let done = |()| 0;
     match call {
         Call::Read { vectors, count, offset } => {
+            let (count, offset) = (number(count)?, number(offset)?);
             // SAFETY: promised by the caller.
-            let moved = unsafe { libc::preadv(file.as_raw_fd(), vectors, count as i32, offset as i64) };
+            let moved = unsafe { libc::preadv(file.as_raw_fd(), vectors, count, offset) };
             usize::try_from(moved).map_err(|_| io::Error::last_os_error())
         }
         Call::Write { vectors, count, offset, durable } => {
             let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            let (count, offset) = (number(count)?, number(offset)?);
             // SAFETY: promised by the caller.
-            let moved =
-                unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count as i32, offset as i64, flags) };
+            let moved = unsafe { libc::pwritev2(file.as_raw_fd(), vectors, count, offset, flags) };
             usize::try_from(moved).map_err(|_| io::Error::last_os_error())
         }
         Call::Sync => Ok(rustix::fs::fdatasync(file).map(done)?),
         Call::Allocate { mode, offset, len } => {
-            let flags = rustix::fs::FallocateFlags::from_bits_retain(mode as u32);
+            let flags = rustix::fs::FallocateFlags::from_bits_retain(mode.cast_unsigned());
             Ok(rustix::fs::fallocate(file, flags, offset, len).map(done)?)
         }
         Call::Discard { offset, len } => discard(image, offset, len),
     }
+}
+
+/// A number as C has it; what does not fit no file has either.
+fn number<T, U: TryFrom<T>>(value: T) -> io::Result<U> {
+    U::try_from(value).map_err(|_| errno(libc::EINVAL))
 }
 
 /// Discards a range of a block device (`BLKDISCARD`, linux/fs.h).

@@ -14,9 +14,9 @@ use super::disk::Image;
 use super::{Completion, Op, Request};
 
 /// Most vectors that one system call takes (`IOV_MAX`).
-const VECTORS: usize = 1024;
-/// Vectors for writing zeros: as many times the same page of zeros, so 1 MiB at a time.
-const ZERO_VECTORS: usize = 256;
+const VECTORS: u32 = 1024;
+/// Zeros are written 1 MiB at a time, by as many vectors to the same page as that takes.
+const ZERO_BYTES: usize = 1 << 20;
 /// How often in a row the kernel may say "try again" before that counts as an error.
 const RETRIES: u8 = 32;
 
@@ -131,6 +131,16 @@ impl Transfer {
         Ok(())
     }
 
+    /// Bytes that are still to be moved.
+    fn left(&self) -> u64 {
+        self.len.saturating_sub(self.done)
+    }
+
+    /// The next `most` of them, or all.
+    fn left_up_to(&self, most: usize) -> usize {
+        usize::try_from(self.left()).unwrap_or(most).min(most)
+    }
+
     /// What is to happen next.
     pub(super) fn next(&mut self, image: &Image, pool: &mut Option<Pool>) -> Step {
         let (offset, len) = (self.offset, self.len);
@@ -172,7 +182,7 @@ impl Transfer {
         pool: &mut Option<Pool>,
     ) -> Option<io::Result<()>> {
         let moved = match result {
-            Ok(moved) => moved as u64,
+            Ok(moved) => moved,
             Err(error) => return self.fail(error, image),
         };
         self.retries = 0;
@@ -180,14 +190,14 @@ impl Transfer {
             Stage::Move | Stage::WriteZeros => {
                 // A read that finds nothing is past the end of a file that shrank under us. The guest
                 // gets an error, not zeros that were never on the disk.
-                if moved == 0 || moved > self.len - self.done {
+                if moved == 0 || moved as u64 > self.left() {
                     return Some(Err(errno(libc::EIO)));
                 }
-                if let Err(error) = self.settle_buffer(moved as usize, pool) {
+                if let Err(error) = self.settle_buffer(moved, pool) {
                     return Some(Err(error));
                 }
-                self.data.advance(moved as usize);
-                self.done += moved;
+                self.data.advance(moved);
+                self.done = self.done.saturating_add(moved as u64);
                 if self.done < self.len {
                     return None;
                 }
@@ -220,7 +230,7 @@ impl Transfer {
     fn fail(&mut self, error: io::Error, image: &Image) -> Option<io::Result<()>> {
         let code = error.raw_os_error().unwrap_or(libc::EIO);
         if matches!(code, libc::EINTR | libc::EAGAIN) && self.retries < RETRIES {
-            self.retries += 1;
+            self.retries = self.retries.saturating_add(1);
             return None;
         }
         // ENODEV and ENOTTY are what some drivers and file systems say for "not here".
@@ -246,8 +256,10 @@ impl Transfer {
 
     /// The call that moves what `vectors` hold, or the first of them, to or from where we have got.
     fn call(&self, vectors: &[iovec], image: &Image) -> Call {
-        let (vectors, count) = (vectors.as_ptr(), vectors.len().min(VECTORS) as u32);
-        let offset = self.offset + self.done;
+        let count = u32::try_from(vectors.len()).unwrap_or(VECTORS).min(VECTORS);
+        let vectors = vectors.as_ptr();
+        // Not beyond the end of the image: `begin` looked.
+        let offset = self.offset.saturating_add(self.done);
         match self.op {
             Op::Read => Call::Read { vectors, count, offset },
             Op::Write { durable } => {
@@ -261,19 +273,19 @@ impl Transfer {
     /// Points the vectors at zeros for what is left, or for a piece of it.
     fn gather_zeros(&mut self) {
         self.vectors.clear();
-        let mut left = self.len - self.done;
-        while left > 0 && self.vectors.len() < ZERO_VECTORS {
-            let len = left.min(ZEROS.0.len() as u64) as usize;
+        let mut left = self.left_up_to(ZERO_BYTES);
+        while left > 0 {
+            let len = left.min(ZEROS.0.len());
             // The kernel only reads from here.
             self.vectors.push(iovec { iov_base: ptr::from_ref(&ZEROS).cast_mut().cast(), iov_len: len });
-            left -= len as u64;
+            left = left.saturating_sub(len);
         }
     }
 
     /// Takes a buffer for the next piece, fills it for a write and points the vectors at it. False
     /// while the pool is empty.
     fn bounce(&mut self, pool: &mut Option<Pool>) -> io::Result<bool> {
-        let len = (self.len - self.done).min(bounce::BUFFER_BYTES as u64) as usize;
+        let len = self.left_up_to(bounce::BUFFER_BYTES);
         // One that is left from a call that was interrupted will do if it is as long.
         if self.buffer.as_ref().is_some_and(|buffer| buffer.len() != len) {
             self.release_buffer(pool);

@@ -47,11 +47,11 @@ pub(super) struct UringEngine {
     /// Requests by the number that the kernel knows their calls by.
     transfers: Vec<Transfer>,
     /// Numbers that are free.
-    free: Vec<u32>,
+    free: Vec<usize>,
     /// Numbers whose next step is due, in order.
-    due: VecDeque<u32>,
+    due: VecDeque<usize>,
     /// Numbers in the submission ring that the kernel has not taken yet, in order.
-    pushed: VecDeque<u32>,
+    pushed: VecDeque<usize>,
     /// Calls in the submission ring or with the kernel.
     calls: usize,
     finished: VecDeque<Completion>,
@@ -77,8 +77,9 @@ impl UringEngine {
         })
     }
 
-    fn finish(&mut self, number: u32, result: io::Result<()>) {
-        let completion = self.transfers[number as usize].end(result, &mut self.pool);
+    fn finish(&mut self, number: usize, result: io::Result<()>) {
+        let Some(transfer) = self.transfers.get_mut(number) else { return };
+        let completion = transfer.end(result, &mut self.pool);
         self.finished.push_back(completion);
         self.free.push(number);
     }
@@ -86,7 +87,7 @@ impl UringEngine {
     /// Takes every due step as far as there is room; returns whether some were left.
     fn step(&mut self) -> bool {
         while let Some(&number) = self.due.front() {
-            let transfer = &mut self.transfers[number as usize];
+            let Some(transfer) = self.transfers.get_mut(number) else { return false };
             let result = match transfer.next(&self.image, &mut self.pool) {
                 Step::Finish(result) => result,
                 // Those before it have the buffers, and are on their way.
@@ -103,13 +104,13 @@ impl UringEngine {
                     if self.calls == MAX_CALLS {
                         return false;
                     }
-                    let entry = entry(&self.image, call).user_data(u64::from(number));
+                    let entry = entry(&self.image, call).user_data(number as u64);
                     // SAFETY: the vectors of the call live in the transfer, and what they point at is
                     // kept by it too, until its completion has been seen: see `reap` and `drop`.
                     if unsafe { self.ring.submission().push(&entry) }.is_err() {
                         return true;
                     }
-                    self.calls += 1;
+                    self.calls = self.calls.saturating_add(1);
                     self.pushed.push_back(number);
                     self.due.pop_front();
                     continue;
@@ -123,7 +124,7 @@ impl UringEngine {
 
     /// Hands what is in the submission ring to the kernel.
     fn enter(&mut self) -> io::Result<()> {
-        let mut retries = 0;
+        let mut retries = 0u32;
         loop {
             let result = self.ring.submit();
             let left = self.ring.submission().len();
@@ -140,7 +141,7 @@ impl UringEngine {
                         // Completions will come; reaping them makes room and leads here again.
                         return Ok(());
                     }
-                    retries += 1;
+                    retries = retries.saturating_add(1);
                     if retries > ENTER_RETRIES {
                         return Err(errno(libc::EAGAIN));
                     }
@@ -166,7 +167,7 @@ impl UringEngine {
         let code = error.raw_os_error().unwrap_or(libc::EIO);
         self.broken = Some(code);
         // The entries stay in the ring, but it is never entered again to submit.
-        self.calls -= self.pushed.len();
+        self.calls = self.calls.saturating_sub(self.pushed.len());
         while let Some(number) = self.pushed.pop_front().or_else(|| self.due.pop_front()) {
             self.finish(number, Err(errno(code)));
         }
@@ -175,13 +176,11 @@ impl UringEngine {
     /// Takes one completion from the ring, if there is one.
     fn reap(&mut self) -> bool {
         let Some(entry) = self.ring.completion().next() else { return false };
-        let number = entry.user_data() as u32;
-        let result = match entry.result() {
-            moved @ 0.. => Ok(moved as usize),
-            code => Err(errno(-code)),
-        };
-        self.calls -= 1;
-        let transfer = &mut self.transfers[number as usize];
+        let result = usize::try_from(entry.result()).map_err(|_| errno(entry.result().wrapping_neg()));
+        self.calls = self.calls.saturating_sub(1);
+        // The kernel gives back the numbers that it was given.
+        let Ok(number) = usize::try_from(entry.user_data()) else { return true };
+        let Some(transfer) = self.transfers.get_mut(number) else { return true };
         match (transfer.advance(result, &self.image, &mut self.pool), self.broken) {
             (Some(result), _) => self.finish(number, result),
             (None, Some(code)) => self.finish(number, Err(errno(code))),
@@ -194,12 +193,13 @@ impl UringEngine {
 
 impl Engine for UringEngine {
     fn submit(&mut self, request: Request) {
-        self.in_flight += 1;
-        let number = self.free.pop().unwrap_or_else(|| {
+        self.in_flight = self.in_flight.saturating_add(1);
+        let number = self.free.pop().unwrap_or(self.transfers.len());
+        if number == self.transfers.len() {
             self.transfers.push(Transfer::new());
-            (self.transfers.len() - 1) as u32
-        });
-        match (self.transfers[number as usize].begin(request, &self.image), self.broken) {
+        }
+        let Some(transfer) = self.transfers.get_mut(number) else { return };
+        match (transfer.begin(request, &self.image), self.broken) {
             (Err(error), _) => self.finish(number, Err(error)),
             (Ok(()), Some(code)) => self.finish(number, Err(errno(code))),
             (Ok(()), None) => self.due.push_back(number),
@@ -228,7 +228,7 @@ impl Engine for UringEngine {
     fn complete(&mut self) -> Option<Completion> {
         loop {
             if let Some(completion) = self.finished.pop_front() {
-                self.in_flight -= 1;
+                self.in_flight = self.in_flight.saturating_sub(1);
                 return Some(completion);
             }
             if !self.reap() {

@@ -16,6 +16,18 @@ const TUNSETQUEUE: c_ulong = 0x4004_54d9;
 const IFF_ATTACH_QUEUE: i16 = 0x0200;
 const IFF_DETACH_QUEUE: i16 = 0x0400;
 
+/// What a tap of ours is.
+pub(super) const TAP_FLAGS: i16 = short(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+/// The tap may have several queues.
+pub(super) const MULTI_QUEUE: i16 = short(libc::IFF_MULTI_QUEUE);
+const UP: i16 = short(libc::IFF_UP);
+
+/// Flags as an `ifreq` has room for them.
+const fn short(flags: c_int) -> i16 {
+    assert!(flags >= 0 && flags <= 0x7fff);
+    (flags & 0x7fff) as i16
+}
+
 /// The name of an interface: 1 to 15 bytes that the kernel takes (`dev_valid_name`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InterfaceName([u8; libc::IFNAMSIZ]);
@@ -31,15 +43,15 @@ impl InterfaceName {
             return None;
         }
         let mut padded = [0; libc::IFNAMSIZ];
-        padded[..bytes.len()].copy_from_slice(bytes);
+        padded.get_mut(..bytes.len())?.copy_from_slice(bytes);
         Some(InterfaceName(padded))
     }
 }
 
 impl fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let len = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
-        f.write_str(&String::from_utf8_lossy(&self.0[..len]))
+        let name = self.0.split(|byte| *byte == 0).next().unwrap_or_default();
+        f.write_str(&String::from_utf8_lossy(name))
     }
 }
 
@@ -98,11 +110,8 @@ fn with_ifreq(file: impl AsFd, number: c_ulong, request: &mut Ifreq) -> io::Resu
 
 /// Attaches a freshly opened tun device to an interface, made if there is none: what it is then.
 pub(super) fn attach(file: &OwnedFd, name: InterfaceName, multi_queue: bool) -> io::Result<Ifreq> {
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-    if multi_queue {
-        flags |= libc::IFF_MULTI_QUEUE;
-    }
-    let mut request = Ifreq::with_flags(name, flags as i16);
+    let flags = if multi_queue { TAP_FLAGS | MULTI_QUEUE } else { TAP_FLAGS };
+    let mut request = Ifreq::with_flags(name, flags);
     with_ifreq(file, TUNSETIFF, &mut request)?;
     Ok(request)
 }
@@ -122,7 +131,7 @@ pub(super) fn set_queue(file: &OwnedFd, attached: bool) -> io::Result<()> {
 
 /// Sets the size of the header before each frame.
 pub(super) fn set_header_size(file: &OwnedFd, size: usize) -> io::Result<()> {
-    let size = size as c_int;
+    let size = c_int::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: the request reads an int from the pointer and touches no other memory of ours.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETVNETHDRSZ as _, std::ptr::from_ref(&size)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -145,11 +154,10 @@ pub(super) fn control_socket() -> io::Result<OwnedFd> {
 pub(super) fn bring_up(socket: &OwnedFd, name: InterfaceName) -> io::Result<()> {
     let mut request = Ifreq::new(name);
     with_ifreq(socket, libc::SIOCGIFFLAGS as c_ulong, &mut request)?;
-    let up = libc::IFF_UP as i16;
-    if request.flags() & up != 0 {
+    if request.flags() & UP != 0 {
         return Ok(());
     }
-    with_ifreq(socket, libc::SIOCSIFFLAGS as c_ulong, &mut Ifreq::with_flags(name, request.flags() | up))
+    with_ifreq(socket, libc::SIOCSIFFLAGS as c_ulong, &mut Ifreq::with_flags(name, request.flags() | UP))
 }
 
 /// Makes `port` a port of `bridge`.

@@ -37,23 +37,23 @@ impl Receive {
             self.first = 0;
         }
         self.vectors.extend_from_slice(buffer.iovecs());
-        self.bytes += buffer.len();
+        self.bytes = self.bytes.saturating_add(buffer.len());
         self.buffers.push_back(buffer);
     }
 
     /// Takes the first buffer out.
     pub fn pop(&mut self) -> Option<Pinned> {
         let buffer = self.buffers.pop_front()?;
-        self.first += buffer.iovecs().len();
-        self.bytes -= buffer.len();
+        self.first = self.first.saturating_add(buffer.iovecs().len());
+        self.bytes = self.bytes.saturating_sub(buffer.len());
         Some(buffer)
     }
 
     /// Takes the last buffer out.
     pub fn pop_last(&mut self) -> Option<Pinned> {
         let buffer = self.buffers.pop_back()?;
-        self.vectors.truncate(self.vectors.len() - buffer.iovecs().len());
-        self.bytes -= buffer.len();
+        self.vectors.truncate(self.vectors.len().saturating_sub(buffer.iovecs().len()));
+        self.bytes = self.bytes.saturating_sub(buffer.len());
         Some(buffer)
     }
 
@@ -79,12 +79,17 @@ impl Receive {
 
     /// Whether one `readv` cannot reach beyond these: more would not help it.
     pub fn is_full(&self) -> bool {
-        self.vectors.len() - self.first >= VECTORS
+        self.rest().len() >= VECTORS
     }
 
     /// What one `readv` can fill.
     pub(super) fn vectors(&self) -> &[iovec] {
-        let rest = &self.vectors[self.first..];
-        &rest[..rest.len().min(VECTORS)]
+        let rest = self.rest();
+        rest.get(..VECTORS).unwrap_or(rest)
+    }
+
+    /// Those of the buffers that are still here.
+    fn rest(&self) -> &[iovec] {
+        self.vectors.get(self.first..).unwrap_or_default()
     }
 }
