@@ -58,7 +58,8 @@ impl DmOp {
 
     /// Puts a field at its offset. Offsets are constants, checked by the tests.
     fn put<const N: usize>(mut self, offset: usize, bytes: [u8; N]) -> DmOp {
-        self.arguments[offset..offset + N].copy_from_slice(&bytes);
+        let arguments = self.arguments.iter_mut().skip(offset);
+        arguments.zip(bytes).for_each(|(argument, byte)| *argument = byte);
         self
     }
 
@@ -79,7 +80,8 @@ impl DmOp {
     }
 
     fn get<const N: usize>(&self, offset: usize) -> [u8; N] {
-        std::array::from_fn(|index| self.arguments[offset + index])
+        let mut bytes = self.arguments.iter().skip(offset);
+        std::array::from_fn(|_| bytes.next().copied().unwrap_or_default())
     }
 
     fn create_ioreq_server() -> DmOp {
@@ -265,10 +267,13 @@ impl DeviceModel {
     pub fn modified_memory(&self, extents: &[Extent]) -> Result<(), XenError> {
         let mut raw = [RawExtent::default(); EXTENTS_PER_CALL];
         for part in extents.chunks(EXTENTS_PER_CALL) {
-            let raw = &mut raw[..part.len()];
-            raw.iter_mut().zip(part).for_each(|(raw, extent)| *raw = extent.into());
-            let mut op = DmOp::modified_memory(part.len() as u32);
-            let result = self.privcmd.dm_op(self.domid, &mut op, raw);
+            let mut count = 0u32;
+            for (raw, extent) in raw.iter_mut().zip(part) {
+                *raw = extent.into();
+                count = count.saturating_add(1);
+            }
+            let raw = raw.get_mut(..part.len()).unwrap_or_default();
+            let result = self.privcmd.dm_op(self.domid, &mut DmOp::modified_memory(count), raw);
             result.map_err(|error| XenError::call("XEN_DMOP_modified_memory", error))?;
         }
         Ok(())

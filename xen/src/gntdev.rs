@@ -20,6 +20,8 @@ const UNMAP_GRANT_REF: u32 = ioctl::number(b'G', 1, size_of::<Unmap>());
 /// Words of 8 bytes before the references in `struct ioctl_gntdev_map_grant_ref`: count and padding, then
 /// the index that comes back.
 const HEADER_WORDS: usize = 2;
+/// Which word of it is the index.
+const INDEX: usize = 1;
 
 /// `struct ioctl_gntdev_unmap_grant_ref`.
 #[repr(C)]
@@ -67,15 +69,15 @@ impl Gntdev {
     /// # Errors
     /// None or too many references, or one of them is not granted to this domain or not for writing.
     pub fn map(&self, domid: DomId, references: &[u32], writable: bool) -> Result<Grants, XenError> {
-        let mut call = encode_map(domid, references)?;
+        let (count, bytes) = count(references)?;
+        let mut call = encode_map(domid, count, references);
         // SAFETY: MAP_GRANT_REF reads the header and as many references as the header says, and writes
         // the index in the header.
         let result = unsafe { ioctl::ioctl_retry(self.fd.as_fd(), MAP_GRANT_REF, call.as_mut_ptr()) };
         result.map_err(|error| XenError::call("IOCTL_GNTDEV_MAP_GRANT_REF", error))?;
-        let (index, count) = (call[1], references.len() as u32);
+        let index = call.get(INDEX).copied().unwrap_or_default();
 
         let protection = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        let bytes = references.len() * PAGE_SIZE;
         // SAFETY: a new mapping at an address of the kernel's choice disturbs no other memory.
         let base = unsafe {
             rustix::mm::mmap(ptr::null_mut(), bytes, protection, MapFlags::SHARED, &*self.fd, index)
@@ -102,17 +104,22 @@ impl Gntdev {
 }
 
 /// `struct ioctl_gntdev_map_grant_ref` in words: {u32 count, u32 pad, u64 index, {u32 domid, u32 ref}...}.
-fn encode_map(domid: DomId, references: &[u32]) -> Result<Vec<u64>, XenError> {
+fn encode_map(domid: DomId, count: u32, references: &[u32]) -> Vec<u64> {
     let pair = |first: u32, second: u32| {
         let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
         u64::from_ne_bytes([a, b, c, d, e, f, g, h])
     };
+    let header = [pair(count, 0), 0];
+    let references = references.iter().map(|reference| pair(domid.get().into(), *reference));
+    header.into_iter().chain(references).collect()
+}
+
+/// How many these are, and the bytes that they map.
+fn count(references: &[u32]) -> Result<(u32, usize), XenError> {
     let count = u32::try_from(references.len()).ok().filter(|count| *count != 0);
-    let invalid = || XenError::call("IOCTL_GNTDEV_MAP_GRANT_REF", io::ErrorKind::InvalidInput.into());
-    let mut words = Vec::with_capacity(HEADER_WORDS + references.len());
-    words.extend([pair(count.ok_or_else(invalid)?, 0), 0]);
-    words.extend(references.iter().map(|reference| pair(domid.get().into(), *reference)));
-    Ok(words)
+    count
+        .zip(references.len().checked_mul(PAGE_SIZE))
+        .ok_or_else(|| XenError::call("IOCTL_GNTDEV_MAP_GRANT_REF", io::ErrorKind::InvalidInput.into()))
 }
 
 impl Grants {
@@ -129,8 +136,9 @@ impl Grants {
 
 impl Drop for Grants {
     fn drop(&mut self) {
+        let bytes = self.count().saturating_mul(PAGE_SIZE);
         // SAFETY: `map` made this mapping ours alone, and users hold the `Grants` while they use it.
-        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.count() * PAGE_SIZE) };
+        let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), bytes) };
         debug_assert!(result.is_ok(), "munmap of grants: {result:?}");
         self.device.unmap(self.index, self.count);
     }
@@ -148,14 +156,15 @@ mod tests {
 
     #[test]
     fn map_encoding() {
-        let words = encode_map("7".parse().unwrap(), &[0x11, 0x22]).unwrap();
+        let words = encode_map("7".parse().unwrap(), 2, &[0x11, 0x22]);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let expected = [
             2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, //
             7, 0, 0, 0, 0x11, 0, 0, 0, 7, 0, 0, 0, 0x22, 0, 0, 0,
         ];
         assert_eq!(bytes, expected);
-        assert!(encode_map(DomId::MAX, &[]).is_err());
+        assert!(count(&[]).is_err());
+        assert_eq!(count(&[1, 2]).unwrap(), (2, 8192));
     }
 
     #[test]

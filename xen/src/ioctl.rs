@@ -9,7 +9,7 @@ use crate::XenError;
 /// A request number with no direction bits, as all of Xen's are (linux/ioctl.h, `_IOC`).
 pub(crate) const fn number(kind: u8, number: u8, size: usize) -> u32 {
     assert!(size < 1 << 14);
-    (size as u32) << 16 | (kind as u32) << 8 | number as u32
+    ((size as u64 & 0x3fff) as u32) << 16 | (kind as u32) << 8 | number as u32
 }
 
 /// Opens a device for reading and writing, closed on exec.
@@ -27,7 +27,7 @@ pub(crate) fn open(path: &'static str) -> Result<OwnedFd, XenError> {
 /// reads and writes there, and everything that memory points to likewise.
 pub(crate) unsafe fn ioctl<T>(fd: BorrowedFd<'_>, request: u32, argument: *mut T) -> io::Result<u32> {
     // SAFETY: the caller vouches for the argument, and the descriptor is open while it is borrowed.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as libc::Ioctl, argument) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request.into(), argument) };
     u32::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 

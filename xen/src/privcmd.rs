@@ -137,12 +137,14 @@ impl Privcmd {
         }
         let area = Area::new(self, count)?;
         let missing = map_pages(count, |range, errors| {
-            let frames: Vec<u64> = range.clone().map(|index| first.0 + index as u64).collect();
-            let address = area.base.as_ptr() as usize + range.start * PAGE_SIZE;
+            let beyond = || io::Error::from_raw_os_error(libc::EINVAL);
+            let frames: Vec<u64> = (first.0..).skip(range.start).take(range.len()).collect();
+            let offset = range.start.checked_mul(PAGE_SIZE).ok_or_else(beyond)?;
+            let address = area.base.addr().checked_add(offset).ok_or_else(beyond)?;
             let mut call = MmapBatch {
-                num: range.len() as u32,
+                num: range.len().try_into().map_err(|_| beyond())?,
                 dom: domid.get(),
-                addr: address as u64,
+                addr: address.get() as u64,
                 arr: frames.as_ptr(),
                 err: errors.as_mut_ptr(),
             };
@@ -245,7 +247,8 @@ fn map_pages(
         }
         thread::sleep(PAGING_DELAY);
         for run in runs.collect::<Vec<_>>() {
-            match batch(run.clone(), &mut errors[run]) {
+            let Some(errors) = errors.get_mut(run.clone()) else { continue };
+            match batch(run, errors) {
                 Err(error) if !is_paging(&error) => break 'retries,
                 _ => {}
             }
@@ -259,11 +262,11 @@ fn map_pages(
 
 /// Runs of pages that failed with `ENOENT`.
 fn paged_out(errors: &[c_int]) -> impl Iterator<Item = Range<usize>> {
-    let mut start = 0;
+    let mut start = 0usize;
     errors.chunk_by(|a, b| a == b).filter_map(move |run| {
-        let range = start..start + run.len();
+        let range = start..start.saturating_add(run.len());
         start = range.end;
-        (run[0] == -libc::ENOENT).then_some(range)
+        (run.first() == Some(&-libc::ENOENT)).then_some(range)
     })
 }
 

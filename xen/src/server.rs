@@ -79,9 +79,9 @@ impl IoreqServer {
         let shared = &self.shared;
         shared.model.set_ioreq_server_state(self.id, true)?;
         let mut channels: Vec<Box<dyn IoreqChannel>> = Vec::with_capacity(shared.events.len());
-        for (vcpu, events) in shared.events.iter().enumerate() {
-            let none = || XenError::NoEventChannel { id: self.id, vcpu: vcpu as u32 };
-            let slot = self.page.slot(vcpu).ok_or_else(none)?;
+        for (vcpu, events) in (0u32..).zip(&shared.events) {
+            let none = || XenError::NoEventChannel { id: self.id, vcpu };
+            let slot = self.page.slot(vcpu as usize).ok_or_else(none)?;
             let remote = slot.event_port();
             if remote == 0 {
                 return Err(none());

@@ -261,7 +261,7 @@ impl Store {
         if self.transaction != 0 {
             return Err(StoreError::Nested);
         }
-        let mut attempt = 1;
+        let mut attempt = 1u32;
         loop {
             let id = self.request(Kind::TransactionStart, "transaction", &[&[0]])?;
             let id = wire::text(&id).ok().and_then(|id| id.parse().ok()).filter(|id| *id != 0);
@@ -277,7 +277,7 @@ impl Store {
                     if source.raw_os_error() == Some(libc::EAGAIN) && attempt < TRANSACTION_RETRIES => {}
                 Err(error) => return Err(error),
             }
-            attempt += 1;
+            attempt = attempt.saturating_add(1);
         }
     }
 
@@ -303,8 +303,8 @@ impl Store {
         self.last_request = self.last_request.wrapping_add(1);
         let request = self.last_request;
         let message = wire::encode(kind, request, self.transaction, parts)?;
-        let deadline = Instant::now() + self.timeout;
-        self.send(&message, deadline)?;
+        let start = Instant::now();
+        self.send(&message, start)?;
         let reply = loop {
             match self.receive()? {
                 Some(message) if message.kind == wire::WATCH_EVENT => {
@@ -312,7 +312,7 @@ impl Store {
                     self.checked(result)?;
                 }
                 Some(reply) => break reply,
-                None => self.sleep(PollFlags::IN, deadline)?,
+                None => self.sleep(PollFlags::IN, start)?,
             }
         };
         if reply.request != request {
@@ -360,12 +360,12 @@ impl Store {
         result
     }
 
-    fn send(&mut self, mut message: &[u8], deadline: Instant) -> Result<(), StoreError> {
+    fn send(&mut self, mut message: &[u8], start: Instant) -> Result<(), StoreError> {
         while !message.is_empty() {
             match rustix::io::write(&self.fd, message) {
-                Ok(written) => message = &message[written..],
+                Ok(written) => message = message.get(written..).unwrap_or_default(),
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.sleep(PollFlags::OUT, deadline)?,
+                Err(Errno::AGAIN) => self.sleep(PollFlags::OUT, start)?,
                 Err(error) => return self.checked(Err(StoreError::Connection(error.into()))),
             }
         }
@@ -385,7 +385,7 @@ impl Store {
                     let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
                     return self.checked(Err(StoreError::Connection(closed)));
                 }
-                Ok(read) => self.input.extend_from_slice(&buffer[..read]),
+                Ok(read) => self.input.extend(buffer.iter().take(read)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Ok(None),
                 Err(error) => return self.checked(Err(StoreError::Connection(error.into()))),
@@ -393,12 +393,11 @@ impl Store {
         }
     }
 
-    /// Sleeps until the descriptor is ready.
-    fn sleep(&mut self, flags: PollFlags, deadline: Instant) -> Result<(), StoreError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+    /// Sleeps until the descriptor is ready, or what was begun at `start` has taken too long.
+    fn sleep(&mut self, flags: PollFlags, start: Instant) -> Result<(), StoreError> {
+        let left = Timespec::try_from(self.timeout.saturating_sub(start.elapsed())).ok();
         let mut fds = [PollFd::new(&self.fd, flags)];
-        let result = match rustix::event::poll(&mut fds, Some(&left)) {
+        let result = match rustix::event::poll(&mut fds, left.as_ref()) {
             Ok(0) => Err(StoreError::Timeout),
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(StoreError::Connection(error.into())),

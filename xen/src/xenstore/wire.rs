@@ -62,16 +62,10 @@ pub(super) fn encode(
     transaction: u32,
     parts: &[&[u8]],
 ) -> Result<Vec<u8>, StoreError> {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    if length > PAYLOAD_MAX {
-        return Err(StoreError::TooLong);
-    }
-    let mut message = Vec::with_capacity(HEADER + length);
-    for word in [kind as u32, request, transaction, length as u32] {
-        message.extend(word.to_ne_bytes());
-    }
-    parts.iter().for_each(|part| message.extend_from_slice(part));
-    Ok(message)
+    let payload = parts.concat();
+    let length = u32::try_from(payload.len()).ok().filter(|_| payload.len() <= PAYLOAD_MAX);
+    let words = [kind as u32, request, transaction, length.ok_or(StoreError::TooLong)?];
+    Ok(words.into_iter().flat_map(u32::to_ne_bytes).chain(payload).collect())
 }
 
 /// Takes the first message off `bytes`, or nothing while it is not there whole.
@@ -79,8 +73,9 @@ pub(super) fn decode(bytes: &mut Vec<u8>) -> Result<Option<Message>, StoreError>
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
         return Ok(None);
     };
-    let word = |index: usize| u32::from_ne_bytes(std::array::from_fn(|byte| header[index * 4 + byte]));
-    let (kind, request, length) = (word(0), word(1), word(3) as usize);
+    let mut words = header.as_chunks().0.iter().map(|word| u32::from_ne_bytes(*word));
+    let mut word = || words.next().unwrap_or_default();
+    let (kind, request, _transaction, length) = (word(), word(), word(), word() as usize);
     if length > PAYLOAD_MAX {
         return Err(StoreError::Protocol("a message is too long"));
     }
@@ -88,7 +83,7 @@ pub(super) fn decode(bytes: &mut Vec<u8>) -> Result<Option<Message>, StoreError>
         return Ok(None);
     };
     let message = Message { kind, request, payload: payload.to_vec() };
-    bytes.drain(..HEADER + length);
+    bytes.drain(..HEADER.saturating_add(length));
     Ok(Some(message))
 }
 
