@@ -119,9 +119,10 @@ impl Control {
     }
 
     fn wait(&mut self, signals: &Signals, server: &mut qmp::Server) -> Result<End, Failure> {
-        let mut next_tick = Instant::now() + TICK;
+        let mut last_tick = Instant::now();
         loop {
-            let (signal, store_ready) = self.sleep(signals, server, next_tick)?;
+            let left = TICK.saturating_sub(last_tick.elapsed());
+            let (signal, store_ready) = self.sleep(signals, server, left)?;
             if signal {
                 return Ok(End::Signal);
             }
@@ -129,7 +130,7 @@ impl Control {
             if self.quit {
                 return Ok(End::Quit);
             }
-            let tick = next_tick <= Instant::now();
+            let tick = last_tick.elapsed() >= TICK;
             if let Some(served) = &mut self.served
                 && (store_ready || tick)
             {
@@ -140,23 +141,23 @@ impl Control {
                 }
             }
             if tick {
-                next_tick = Instant::now() + TICK;
+                last_tick = Instant::now();
             }
         }
     }
 
-    /// Sleeps until something happens or `until`. Says whether there was a signal, and news of xenstore.
+    /// Sleeps until something happens, for no longer than `most`. Says whether there was a signal, and news of xenstore.
     fn sleep(
         &self,
         signals: &Signals,
         server: &qmp::Server,
-        until: Instant,
+        most: Duration,
     ) -> Result<(bool, bool), Failure> {
         let mut fds = vec![PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN)];
         let store = self.served.as_ref().and_then(|served| served.store.as_ref());
         fds.extend(store.map(|store| PollFd::from_borrowed_fd(store.as_fd(), PollFlags::IN)));
         fds.extend(server.fds().map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
-        let timeout = Timespec::try_from(until.saturating_duration_since(Instant::now()))?;
+        let timeout = Timespec::try_from(most)?;
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),

@@ -345,7 +345,7 @@ fn random_source(source: &RngSource) -> Result<File, Failure> {
         RngSource::Builtin => Path::new(KERNEL_RANDOM),
         RngSource::File(path) => path,
     };
-    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
     file.map_err(|error| format!("Could not open '{}': {error}", path.display()).into())
 }
@@ -359,10 +359,12 @@ fn open_tap(options: &TapOptions) -> Result<Vec<Tap>, Failure> {
             return Ok(fds.iter().map(|fd| Tap::from_number(*fd)).collect::<Result<_, _>>()?);
         }
     };
-    let deadline = Instant::now() + BUSY_PATIENCE;
+    let start = Instant::now();
     loop {
         match Tap::open(name, options.queues.into()) {
-            Err(error) if error.is_busy() && Instant::now() < deadline => std::thread::sleep(BUSY_INTERVAL),
+            Err(error) if error.is_busy() && start.elapsed() < BUSY_PATIENCE => {
+                std::thread::sleep(BUSY_INTERVAL)
+            }
             taps => return Ok(taps?),
         }
     }

@@ -34,15 +34,24 @@ pub struct Window {
 
 impl Window {
     /// The address behind the last one.
-    fn end(&self) -> u64 {
+    pub fn end(&self) -> u64 {
         self.start.saturating_add(self.size)
     }
 
     /// Whether an access of `size` bytes at `address` lies in it whole.
     pub fn contains(&self, address: u64, size: u64) -> bool {
-        address >= self.start
-            && address - self.start < self.size
-            && self.size - (address - self.start) >= size
+        self.offset(address, size).is_some()
+    }
+
+    /// At which byte of it an access of `size` bytes at `address` begins, if it lies in it whole.
+    pub fn offset(&self, address: u64, size: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.start)?;
+        self.size.checked_sub(offset).filter(|room| *room > 0 && *room >= size).map(|_| offset)
+    }
+
+    /// The last address. Only of one that exists.
+    pub fn last(&self) -> u64 {
+        self.end().saturating_sub(1)
     }
 
     fn overlaps(&self, other: &Window) -> bool {
@@ -57,7 +66,7 @@ impl Window {
 
 impl fmt::Display for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} [{:#x}-{:#x}]", self.name, self.start, self.end().wrapping_sub(1))
+        write!(f, "{} [{:#x}-{:#x}]", self.name, self.start, self.last())
     }
 }
 
@@ -108,7 +117,7 @@ impl Layout {
     /// is the width of a physical address of this host.
     pub fn stock(memory: u64, address_bits: u32) -> Layout {
         let low = memory.min(LOW_RAM_LIMIT);
-        let high = memory - low;
+        let high = memory.saturating_sub(low);
         // RAM that reaches too high is found by `check`.
         let high_start = FOUR_GIB.saturating_add(high).checked_next_multiple_of(GIB).unwrap_or(u64::MAX);
         let room = (1u64 << address_bits.clamp(36, 48)).saturating_sub(high_start);
@@ -128,7 +137,7 @@ impl Layout {
     /// The two do not hold the memory.
     pub fn from_options(options: &XenpvhLayout, memory: u64) -> Result<Layout, LayoutError> {
         let low = memory.min(options.ram_low_size);
-        let high = memory - low;
+        let high = memory.saturating_sub(low);
         if high > options.ram_high_size {
             return Err(LayoutError::RamSize(
                 memory,
@@ -151,7 +160,7 @@ impl Layout {
     }
 
     /// RAM and windows, those that exist.
-    pub fn windows(&self) -> impl Iterator<Item = Window> {
+    pub fn windows(&self) -> impl Iterator<Item = Window> + Clone {
         [self.ram_low, self.ram_high, self.ecam, self.mmio, self.mmio_high].into_iter().filter(Window::exists)
     }
 
@@ -180,11 +189,11 @@ impl Layout {
         if self.mmio.exists() && self.mmio.end() > FOUR_GIB {
             return Err(LayoutError::NotBelow4G(self.mmio));
         }
-        let ours: Vec<Window> = self.windows().collect();
-        for (index, one) in ours.iter().enumerate() {
-            let others = ours[index + 1..].iter().chain(&RESERVED);
-            if let Some(other) = others.into_iter().find(|other| one.overlaps(other)) {
-                return Err(LayoutError::Overlap(*one, *other));
+        let mut ours = self.windows();
+        while let Some(one) = ours.next() {
+            let mut others = ours.clone().chain(RESERVED);
+            if let Some(other) = others.find(|other| one.overlaps(other)) {
+                return Err(LayoutError::Overlap(one, other));
             }
         }
         Ok(())

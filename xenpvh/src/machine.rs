@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use domain::{Access, Direction, Gpa, Ioreq};
 use memory::GuestMemory;
+use pci::width::{self, low16, low32};
 use pci::{Bdf, Bus};
 
 use crate::layout::Layout;
@@ -53,7 +54,7 @@ impl Machine {
         let mut data = request.data;
         for index in 0..u64::from(request.count.min(MAX_REPETITIONS)) {
             let item = |base: u64| {
-                let distance = index * u64::from(size.0);
+                let distance = index.wrapping_mul(size.0.into());
                 if request.downwards { base.wrapping_sub(distance) } else { base.wrapping_add(distance) }
             };
             // Ports, those of configuration space too, stay where they are.
@@ -70,14 +71,14 @@ impl Machine {
                     data &= size.mask();
                     if let Some(pointer) = pointer {
                         // A string read into memory that is not there is lost, as on a real bus.
-                        let _ = self.memory.write(pointer, &data.to_le_bytes()[..size.bytes()]);
+                        let _ = self.memory.write(pointer, size.of(&mut data.to_le_bytes()));
                     }
                 }
                 Direction::Write => {
                     let mut value = request.data.to_le_bytes();
                     if let Some(pointer) = pointer {
                         value = [0xff; 8];
-                        let _ = self.memory.read(pointer, &mut value[..size.bytes()]);
+                        let _ = self.memory.read(pointer, size.of(&mut value));
                     }
                     let value = u64::from_le_bytes(value) & size.mask();
                     match request.access {
@@ -92,15 +93,15 @@ impl Machine {
     }
 
     fn read(&self, address: u64, size: Size) -> u64 {
-        if self.layout.ecam.contains(address, size.0.into()) {
-            return pci::ecam::read(&self.bus, address - self.layout.ecam.start, size.0);
+        if let Some(offset) = self.layout.ecam.offset(address, size.0.into()) {
+            return pci::ecam::read(&self.bus, offset, size.0);
         }
         self.bus.mmio_read(address, size.0).unwrap_or(u64::MAX)
     }
 
     fn write(&self, address: u64, size: Size, value: u64) {
-        if self.layout.ecam.contains(address, size.0.into()) {
-            return pci::ecam::write(&self.bus, address - self.layout.ecam.start, size.0, value);
+        if let Some(offset) = self.layout.ecam.offset(address, size.0.into()) {
+            return pci::ecam::write(&self.bus, offset, size.0, value);
         }
         self.bus.mmio_write(address, size.0, value);
     }
@@ -117,7 +118,7 @@ impl Machine {
 
     fn port_write(&self, port: u64, size: Size, value: u64) {
         if port == u64::from(CONFIG_ADDRESS) && size.0 == 4 {
-            self.config_address.store(value as u32, Ordering::Relaxed);
+            self.config_address.store(low32(value), Ordering::Relaxed);
         }
     }
 
@@ -132,7 +133,7 @@ impl Machine {
 
     fn config_write(&self, address: u64, size: Size, value: u64) {
         if let (Some((function, register)), 1 | 2 | 4) = (config_place(address), size.0) {
-            self.bus.config_write(function, register, size.0, value as u32);
+            self.bus.config_write(function, register, size.0, low32(value));
         }
     }
 }
@@ -140,7 +141,7 @@ impl Machine {
 /// The function and register of an [`Access::Config`], if it is of segment 0.
 fn config_place(address: u64) -> Option<(Bdf, u16)> {
     let function = u16::try_from(address >> 32).ok()?;
-    Some((Bdf::from_bits(function), address as u16 & 0xfff))
+    Some((Bdf::from_bits(function), low16(address) & 0xfff))
 }
 
 /// The size of one access: 1, 2, 4 or 8 bytes.
@@ -149,15 +150,16 @@ struct Size(u8);
 
 impl Size {
     fn new(size: u32) -> Option<Size> {
-        matches!(size, 1 | 2 | 4 | 8).then_some(Size(size as u8))
+        u8::try_from(size).ok().filter(|size| matches!(size, 1 | 2 | 4 | 8)).map(Size)
     }
 
-    fn bytes(self) -> usize {
-        self.0.into()
+    /// As many bytes of `value`.
+    fn of(self, value: &mut [u8; 8]) -> &mut [u8] {
+        value.get_mut(..self.0.into()).unwrap_or_default()
     }
 
     fn mask(self) -> u64 {
-        u64::MAX >> (64 - 8 * u32::from(self.0))
+        width::mask(self.0)
     }
 }
 

@@ -197,21 +197,14 @@ fn ram(layout: &Layout) -> Vec<Region> {
 /// What Xen sends to us: everything that is not RAM and could be ours, once and whole. BARs move inside of
 /// the windows without Xen hearing of it.
 fn ranges(layout: &Layout) -> Vec<IoRange> {
-    let ports = |first: u16, count: u64| {
-        let first = u64::from(first);
-        IoRange { space: Space::Port, first, last: first + count - 1 }
-    };
-    let mut ranges = vec![ports(CONFIG_ADDRESS, 4), ports(TIMER_CHANNEL_2, 1)];
+    let ports =
+        |first: u16, last: u16| IoRange { space: Space::Port, first: first.into(), last: last.into() };
+    let mut ranges = vec![ports(CONFIG_ADDRESS, CONFIG_ADDRESS + 3), ports(TIMER_CHANNEL_2, TIMER_CHANNEL_2)];
     for window in [layout.ecam, layout.mmio, layout.mmio_high].iter().filter(|window| window.exists()) {
-        ranges.push(IoRange {
-            space: Space::Memory,
-            first: window.start,
-            last: window.start + (window.size - 1),
-        });
+        ranges.push(IoRange { space: Space::Memory, first: window.start, last: window.last() });
     }
-    let functions = u64::from(layout.buses()) * 256;
-    if functions != 0 {
-        ranges.push(IoRange { space: Space::Pci, first: 0, last: functions - 1 });
+    if let Some(last_bus) = layout.buses().checked_sub(1) {
+        ranges.push(IoRange { space: Space::Pci, first: 0, last: u64::from(last_bus) << 8 | 0xff });
     }
     ranges
 }

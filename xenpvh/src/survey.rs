@@ -2,7 +2,7 @@
 
 use std::io;
 
-use domain::{Domain, Gpa, PAGE_SIZE};
+use domain::{Domain, Gpa};
 use thiserror::Error;
 
 use crate::layout::{FOUR_GIB, LOW_RAM_LIMIT, Layout, Window};
@@ -37,7 +37,7 @@ pub enum SurveyError {
 /// # Errors
 /// See [`SurveyError`].
 pub fn survey(domain: &dyn Domain, layout: &Layout, most: Option<u64>) -> Result<(), SurveyError> {
-    let memory = layout.ram_low.size + layout.ram_high.size;
+    let memory = layout.ram_low.size.saturating_add(layout.ram_high.size);
     if let Some(most) = most.filter(|most| *most < memory) {
         return Err(SurveyError::TooMuch(memory >> 20, most >> 20));
     }
@@ -48,22 +48,19 @@ pub fn survey(domain: &dyn Domain, layout: &Layout, most: Option<u64>) -> Result
         return Err(SurveyError::NoRam(layout.ram_low.start, layout.ram_low));
     }
     for window in [layout.ecam, layout.mmio, layout.mmio_high].into_iter().filter(Window::exists) {
-        for address in [window.start, window.start + (window.size - PAGE_SIZE as u64)] {
+        for address in [window.start, Gpa(window.last()).frame().address().0] {
             if has(address)? {
                 return Err(SurveyError::RamInWindow(address, window));
             }
         }
     }
     // Behind a full low RAM are libxl's ACPI tables, which are RAM to Xen. Without high RAM, none may be at 4 GiB.
-    let behind_low = layout.ram_low.start + layout.ram_low.size;
     let behind_high = if layout.ram_high.exists() {
         layout.ram_high
     } else {
         Window { start: FOUR_GIB, ..layout.ram_high }
     };
-    for (behind, ram) in
-        [(behind_low, layout.ram_low), (behind_high.start + behind_high.size, layout.ram_high)]
-    {
+    for (behind, ram) in [(layout.ram_low.end(), layout.ram_low), (behind_high.end(), layout.ram_high)] {
         if behind != LOW_RAM_LIMIT && has(behind)? {
             return Err(SurveyError::MoreRam(behind, ram));
         }

@@ -8,7 +8,7 @@ use acpi_tables::mcfg::MCFG;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use crate::layout::{Layout, Window};
+use crate::layout::{FOUR_GIB, Layout, Window};
 
 /// Who made the tables. With [`TABLE_ID`], how we know them again.
 pub const OEM_ID: [u8; 6] = *b"XENPVH";
@@ -41,7 +41,7 @@ pub fn bytes(aml: &dyn Aml) -> Vec<u8> {
 
 /// A range of memory as a QWord address space descriptor, which holds any range.
 fn memory(window: &Window, cacheable: AddressSpaceCacheable) -> AddressSpace<u64> {
-    AddressSpace::new_memory(cacheable, true, window.start, window.start + (window.size - 1), None)
+    AddressSpace::new_memory(cacheable, true, window.start, window.last(), None)
 }
 
 /// The SSDT: the ECAM reserved as a motherboard resource, and the host bridge.
@@ -99,7 +99,7 @@ pub fn ssdt(layout: &Layout) -> Vec<u8> {
 /// is evaluated, without which Linux does not ask for native hot plug.
 pub fn mcfg(layout: &Layout) -> Option<Vec<u8>> {
     let last_bus = u8::try_from(layout.buses().checked_sub(1)?).ok()?;
-    if layout.ecam.start + layout.ecam.size > 1 << 32 {
+    if layout.ecam.end() > FOUR_GIB {
         return None;
     }
     let mut table = MCFG::new(OEM_ID, TABLE_ID, revision(layout));

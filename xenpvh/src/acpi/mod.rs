@@ -23,7 +23,7 @@ const RSDP_XSDT: usize = 24;
 const RSDP_EXTENDED_CHECKSUM: usize = 32;
 const HEADER: usize = 36;
 /// No table of a guest is larger than the area that libxl has for them all.
-const MAX_TABLE: usize = ACPI_AREA.size as usize;
+const MAX_TABLE: u64 = ACPI_AREA.size;
 /// Bytes of libxl's info page that its AML and ours may read; the rest is free (its
 /// `acpi_info` is 40 bytes).
 const INFO_ROOM: u64 = 0x200;
@@ -102,7 +102,7 @@ impl Tables {
         if bytes[15] < 2 {
             return Err(unknown("its revision is below 2"));
         }
-        if le_u32(&bytes, 20) != RSDP_LENGTH as u32 {
+        if le_u32(&bytes, 20) as usize != RSDP_LENGTH {
             return Err(unknown("its length is not 36"));
         }
         if sum(&bytes[..RSDP_V1_LENGTH]) != 0 || sum(&bytes) != 0 {
@@ -110,14 +110,14 @@ impl Tables {
         }
         let at = Gpa(le_u64(&bytes, RSDP_XSDT));
         let xsdt = read_table(memory, at, "XSDT", Some(*b"XSDT"))?;
-        if !(xsdt.len() - HEADER).is_multiple_of(8) {
+        if !entries(&xsdt).len().is_multiple_of(8) {
             return Err(AcpiError::Unknown { table: "XSDT", at, what: "its length is odd" });
         }
         Ok(Tables { rsdp, taken: vec![(rsdp, RSDP_ROOM), (at, xsdt.len() as u64)], xsdt })
     }
 
     fn entries(&self) -> impl Iterator<Item = Gpa> + '_ {
-        self.xsdt[HEADER..].chunks_exact(8).map(|entry| Gpa(le_u64(entry, 0)))
+        entries(&self.xsdt).as_chunks().0.iter().map(|entry| Gpa(u64::from_le_bytes(*entry)))
     }
 
     /// Reads every table and looks for a PCI host bridge.
@@ -125,13 +125,13 @@ impl Tables {
         let (mut foreign, mut ours) = (false, None);
         for at in self.entries() {
             let table = read_table(memory, at, "table", None)?;
-            if table[10..16] == aml::OEM_ID && table[16..24] == aml::TABLE_ID {
+            if has(&table, 10, &aml::OEM_ID) && has(&table, 16, &aml::TABLE_ID) {
                 ours = Some(le_u32(&table, 24));
                 continue;
             }
-            foreign |= match &table[..4] {
-                b"SSDT" => aml::has_host_bridge(&table),
-                b"FACP" => {
+            foreign |= match table.first_chunk() {
+                Some(b"SSDT") => aml::has_host_bridge(&table),
+                Some(b"FACP") => {
                     aml::has_host_bridge(&read_table(memory, dsdt(&table, at)?, "DSDT", Some(*b"DSDT"))?)
                 }
                 _ => false,
@@ -155,29 +155,29 @@ impl Tables {
                 self.taken.push((at, length as u64));
             }
         }
-        let aligned = |length: usize| length.next_multiple_of(16);
         let new: Vec<&Vec<u8>> = new.iter().flatten().collect();
-        let xsdt_length = self.xsdt.len() + 8 * new.len();
-        let needed = aligned(xsdt_length) + new.iter().map(|table| aligned(table.len())).sum::<usize>();
+        let xsdt_length = self.xsdt.len().saturating_add(new.len().saturating_mul(8));
+        let lengths = new.iter().map(|table| table.len());
+        let needed = lengths.fold(aligned(xsdt_length), |sum, length| sum.saturating_add(aligned(length)));
         let start = self.room(memory, needed)?;
 
         let mut xsdt = self.xsdt.clone();
-        let mut at = start.0 + aligned(xsdt_length) as u64;
+        // `room` found that all of it fits.
+        let mut at = start.0.saturating_add(aligned(xsdt_length) as u64);
         for table in new {
             memory.write(Gpa(at), table)?;
             xsdt.extend(at.to_le_bytes());
-            at += aligned(table.len()) as u64;
+            at = at.saturating_add(aligned(table.len()) as u64);
         }
-        xsdt[4..8].copy_from_slice(&(xsdt_length as u32).to_le_bytes());
-        xsdt[9] = 0;
-        xsdt[9] = sum(&xsdt).wrapping_neg();
+        let length = u32::try_from(xsdt_length).map_err(|_| AcpiError::NoRoom(needed))?;
+        put(&mut xsdt, 4, &length.to_le_bytes());
+        settle(&mut xsdt, 9);
         memory.write(start, &xsdt)?;
 
         let mut rsdp = [0u8; RSDP_LENGTH];
         memory.read(self.rsdp, &mut rsdp)?;
-        rsdp[RSDP_XSDT..RSDP_XSDT + 8].copy_from_slice(&start.0.to_le_bytes());
-        rsdp[RSDP_EXTENDED_CHECKSUM] = 0;
-        rsdp[RSDP_EXTENDED_CHECKSUM] = sum(&rsdp).wrapping_neg();
+        put(&mut rsdp, RSDP_XSDT, &start.0.to_le_bytes());
+        settle(&mut rsdp, RSDP_EXTENDED_CHECKSUM);
         memory.write(self.rsdp, &rsdp)?;
         Ok(())
     }
@@ -185,16 +185,14 @@ impl Tables {
     /// Finds `needed` bytes that are zero, in no table, and in a page that libxl gave to its tables: the rest
     /// of the RSDP's page, or else of the info page.
     fn room(&self, memory: &GuestMemory, needed: usize) -> Result<Gpa, AcpiError> {
-        let rsdp_page_end = self.rsdp.frame().address().0 + PAGE_SIZE as u64;
-        let info_page_end = ACPI_AREA.start + PAGE_SIZE as u64;
-        let candidates =
-            [(self.rsdp.0 + RSDP_ROOM, rsdp_page_end), (ACPI_AREA.start + INFO_ROOM, info_page_end)];
-        for (start, end) in candidates {
-            let start = start.next_multiple_of(16);
-            if end.saturating_sub(start) < needed as u64 {
+        for (before, used) in [(self.rsdp, RSDP_ROOM), (Gpa(ACPI_AREA.start), INFO_ROOM)] {
+            let start = before.0.saturating_add(used).next_multiple_of(16);
+            let page_end = before.frame().address().0.saturating_add(PAGE_SIZE as u64);
+            let end = start.saturating_add(needed as u64);
+            if end > page_end {
                 continue;
             }
-            let touches = |(at, length): &(Gpa, u64)| at.0 < start + needed as u64 && start < at.0 + length;
+            let touches = |(at, length): &(Gpa, u64)| at.0 < end && start < at.0.saturating_add(*length);
             let mut bytes = vec![0u8; needed];
             memory.read(Gpa(start), &mut bytes)?;
             if !self.taken.iter().any(touches) && bytes.iter().all(|byte| *byte == 0) {
@@ -208,17 +206,12 @@ impl Tables {
 /// Finds the RSDP: page by page, since pages behind it are not there.
 fn find_rsdp(memory: &GuestMemory) -> Option<Gpa> {
     let mut page = [0u8; PAGE_SIZE];
-    let mut at = ACPI_AREA.start;
-    while at < ACPI_AREA.start + ACPI_AREA.size {
-        if memory.read(Gpa(at), &mut page).is_ok() {
-            let found = page.chunks_exact(16).position(|chunk| chunk[..8] == RSDP_SIGNATURE);
-            if let Some(index) = found.filter(|index| index * 16 + RSDP_LENGTH <= PAGE_SIZE) {
-                return Some(Gpa(at + index as u64 * 16));
-            }
-        }
-        at += PAGE_SIZE as u64;
-    }
-    None
+    (ACPI_AREA.start..ACPI_AREA.end()).step_by(PAGE_SIZE).find_map(|at| {
+        memory.read(Gpa(at), &mut page).ok()?;
+        // At a multiple of 16, and whole in the page.
+        let places = page.windows(RSDP_LENGTH).step_by(16).zip((at..).step_by(16));
+        places.into_iter().find(|(bytes, _)| bytes.starts_with(&RSDP_SIGNATURE)).map(|(_, place)| Gpa(place))
+    })
 }
 
 /// Reads a whole table, its length bounded and its checksum right.
@@ -234,15 +227,15 @@ fn read_table(
     }
     let mut header = [0u8; HEADER];
     memory.read(at, &mut header)?;
-    if signature.is_some_and(|signature| header[..4] != signature) {
+    if signature.is_some_and(|signature| !header.starts_with(&signature)) {
         return Err(unknown("its signature is wrong"));
     }
-    let length = le_u32(&header, 4) as usize;
+    let length = le_u32(&header, 4);
     // The FACS has no checksum; no XSDT lists it.
-    if !(HEADER..=MAX_TABLE).contains(&length) || !ACPI_AREA.contains(at.0, length as u64) {
+    if !(HEADER as u64..=MAX_TABLE).contains(&length.into()) || !ACPI_AREA.contains(at.0, length.into()) {
         return Err(unknown("its length is wrong"));
     }
-    let mut bytes = vec![0u8; length];
+    let mut bytes = vec![0u8; length as usize];
     memory.read(at, &mut bytes)?;
     if sum(&bytes) != 0 {
         return Err(unknown("its checksum is wrong"));
@@ -260,20 +253,43 @@ fn dsdt(fadt: &[u8], at: Gpa) -> Result<Gpa, AcpiError> {
     }
 }
 
+/// The entries of an XSDT, 8 bytes each.
+fn entries(xsdt: &[u8]) -> &[u8] {
+    xsdt.get(HEADER..).unwrap_or_default()
+}
+
+fn aligned(length: usize) -> usize {
+    length.checked_next_multiple_of(16).unwrap_or(usize::MAX)
+}
+
+/// Whether `bytes` have `field` at `at`.
+fn has(bytes: &[u8], at: usize, field: &[u8]) -> bool {
+    bytes.get(at..).is_some_and(|rest| rest.starts_with(field))
+}
+
+/// Puts `field` at `at`.
+fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
+    bytes.iter_mut().skip(at).zip(field).for_each(|(to, from)| *to = *from);
+}
+
+/// Sets the byte at `at` so that the sum of all of them is 0.
+fn settle(bytes: &mut [u8], at: usize) {
+    put(bytes, at, &[0]);
+    let rest = sum(bytes);
+    put(bytes, at, &[rest.wrapping_neg()]);
+}
+
 fn sum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
 
+/// The number at `at`, 0 where that is past the end.
 fn le_u32(bytes: &[u8], at: usize) -> u32 {
-    let mut value = [0; 4];
-    value.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(value)
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |field| u32::from_le_bytes(*field))
 }
 
 fn le_u64(bytes: &[u8], at: usize) -> u64 {
-    let mut value = [0; 8];
-    value.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(value)
+    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |field| u64::from_le_bytes(*field))
 }
 
 #[cfg(test)]

@@ -133,7 +133,7 @@ fn raw(pairs: &mut Pairs, at: &str) -> Result<Body, String> {
     if nested.leftover().is_none() {
         return Err(format!("Parameter '{file}' is missing"));
     }
-    if below.len() > MAX_DEPTH * "file.".len() {
+    if below.matches("file.").count() > MAX_DEPTH {
         return Err(format!("more than {MAX_DEPTH} nodes over each other"));
     }
     Ok(Body::Over(Box::new(node(&mut nested, &below)?)))
@@ -153,9 +153,8 @@ fn protocol(pairs: &mut Pairs, at: &str, kind: FileKind) -> Result<Protocol, Str
     Ok(Protocol { kind, filename: PathBuf::from(filename), native, locking })
 }
 
-/// Brings the `index`th of `nodes` down to what it is an image of.
-pub(super) fn resolve(nodes: &[&Node], index: usize) -> Result<BlockNode, String> {
-    let top = nodes[index];
+/// Brings `top`, one of `nodes`, down to what it is an image of.
+pub(super) fn resolve(nodes: &[&Node], top: &Node) -> Result<BlockNode, String> {
     let mut cache = Cache::default();
     let mut common = top.common.clone();
     let mut at = top;

@@ -50,8 +50,8 @@ pub(super) fn config(program: &str, given: &[Given]) -> Result<Config, String> {
     if config.domid.is_none() && config.machine != Machine::Probe {
         return Err("-xen-domid is missing: which domain is to be served?".to_owned());
     }
-    for (index, option) in pending.monitors.iter().enumerate() {
-        let (earlier, monitor) = (&config.monitors[..index], &config.monitors[index]);
+    for (index, (option, monitor)) in pending.monitors.iter().zip(&config.monitors).enumerate() {
+        let earlier = config.monitors.get(..index).unwrap_or_default();
         about(option, chardevs::check_monitor(monitor, earlier, &config.chardevs))?;
     }
     let covered = blocks(&mut config, &pending)?;
@@ -157,7 +157,7 @@ fn read<'a>(config: &mut Config, pending: &mut Pending<'a>, given: &'a Given) ->
             let names = node.names();
             for (index, name) in names.iter().enumerate() {
                 let earlier = pending.nodes.iter().any(|(_, other)| other.names().contains(name));
-                if earlier || names[..index].contains(name) {
+                if earlier || names.iter().take(index).any(|other| other == name) {
                     return Err(format!("Duplicate nodes with node-name='{name}'"));
                 }
             }
@@ -216,7 +216,7 @@ fn read<'a>(config: &mut Config, pending: &mut Pending<'a>, given: &'a Given) ->
 fn read_drive<'a>(config: &mut Config, pending: &mut Pending<'a>, given: &'a Given) -> Result<(), String> {
     let mut drive = drives::drive(&given.value, pending.unnamed_drives)?;
     drive.node.typed.clone_from(&given.typed);
-    pending.unnamed_drives += 1;
+    pending.unnamed_drives = pending.unnamed_drives.saturating_add(1);
     let name = &drive.node.name;
     unique("drive", name, config.blocks.iter().map(|other| other.name.as_str()))?;
     if drive.with_device {
@@ -232,8 +232,8 @@ fn read_drive<'a>(config: &mut Config, pending: &mut Pending<'a>, given: &'a Giv
 fn blocks(config: &mut Config, pending: &Pending<'_>) -> Result<Vec<(String, String)>, String> {
     let nodes: Vec<&Node> = pending.nodes.iter().map(|(_, node)| node).collect();
     let mut covered = Vec::new();
-    for (index, (given, node)) in pending.nodes.iter().enumerate() {
-        let mut block = about(given, blockdevs::resolve(&nodes, index))?;
+    for (given, node) in &pending.nodes {
+        let mut block = about(given, blockdevs::resolve(&nodes, node))?;
         block.typed.clone_from(&given.typed);
         if config.blocks.iter().any(|other| other.name == block.name) {
             return about(given, Err(format!("node-name={} is conflicting with a device id", block.name)));

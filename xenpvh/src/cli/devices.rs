@@ -246,7 +246,7 @@ impl Builder<'_> {
             if bytes != UNSPECIFIED && !bytes.is_multiple_of(unit) {
                 return Err(format!("{name} must be a multiple of logical_block_size"));
             }
-            if bytes > UNSPECIFIED || (name == "min_io_size" && bytes / unit > u16::MAX.into()) {
+            if bytes > UNSPECIFIED || (name == "min_io_size" && bytes >= unit.saturating_mul(1 << 16)) {
                 return Err(format!("{name} is too large"));
             }
         }

@@ -101,7 +101,7 @@ pub(super) fn drive(argument: &str, index: usize) -> Result<Drive, String> {
     }
     let action = |what: &'static str| move |word: &str| format!("'{word}' invalid {what} error action");
     let write_error = word(&mut pairs, "werror", ERROR_ACTIONS, action("write"))?;
-    let read_error = word(&mut pairs, "rerror", &ERROR_ACTIONS[..3], action("read"))?;
+    let read_error = word(&mut pairs, "rerror", ERROR_ACTIONS.get(..3).unwrap_or_default(), action("read"))?;
     let mut native = false;
     for key in ["aio", "file.aio"] {
         native |= word(&mut pairs, key, AIO, |_| "invalid aio option".to_owned())?.unwrap_or(false);
@@ -171,7 +171,7 @@ fn file(pairs: &mut Pairs) -> Result<(PathBuf, FileKind), String> {
         (Some(path), _) => path,
         (None, Some(name)) => {
             // A word and a colon before any slash name a protocol.
-            let head = &name[..name.find('/').unwrap_or(name.len())];
+            let head = name.split('/').next().unwrap_or_default();
             match head.split_once(':') {
                 Some(("file" | "host_device", _)) => {
                     name.split_once(':').map_or("", |(_, path)| path).to_owned()

@@ -32,7 +32,7 @@ pub(super) fn usage(program: &str) -> String {
     let habits = OPTIONS.iter().filter(|spec| spec.kind == Kind::Habit);
     let mut line = String::new();
     for spec in habits {
-        if line.len() + spec.name.len() > 90 {
+        if line.len().saturating_add(spec.name.len()) > 90 {
             let _ = writeln!(text, "{}", line.trim_end());
             line.clear();
         }

@@ -67,22 +67,21 @@ fn parse_switches(argument: &str, implied: Option<&str>) -> Pairs {
     let mut rest = argument;
     let mut first = true;
     while !rest.is_empty() {
-        let end = rest.find(['=', ',']).unwrap_or(rest.len());
+        let (name, tail) = split_key(rest);
         let (key, value);
-        if rest[end..].starts_with('=') {
-            key = rest[..end].to_owned();
-            (value, rest) = unescape(&rest[end + 1..]);
+        if let Some(after) = tail.strip_prefix('=') {
+            key = name.to_owned();
+            (value, rest) = unescape(after);
         } else if let (true, Some(implied)) = (first, implied) {
             key = implied.to_owned();
             (value, rest) = unescape(rest);
         } else {
-            let name = &rest[..end];
             let (name, text) = match name.strip_prefix("no") {
                 Some(name) => (name, "off"),
                 None => (name, "on"),
             };
             (key, value) = (name.to_owned(), text.to_owned());
-            rest = rest[end..].strip_prefix(',').unwrap_or("");
+            rest = tail.strip_prefix(',').unwrap_or("");
         }
         pairs.0.push((key, Value::Text(value)));
         first = false;
@@ -95,18 +94,18 @@ fn parse_tree(argument: &str, implied: Option<&str>) -> Result<Pairs, String> {
     let mut rest = argument;
     let mut first = true;
     while !rest.is_empty() {
-        let end = rest.find(['=', ',']).unwrap_or(rest.len());
+        let (name, tail) = split_key(rest);
         let (key, value);
-        if rest[end..].starts_with('=') {
-            key = rest[..end].to_owned();
-            (value, rest) = unescape(&rest[end + 1..]);
-        } else if let (true, Some(implied), 1..) = (first, implied, end) {
-            (key, value) = (implied.to_owned(), rest[..end].to_owned());
-            rest = rest[end..].strip_prefix(',').unwrap_or("");
-        } else if end == 0 {
+        if let Some(after) = tail.strip_prefix('=') {
+            key = name.to_owned();
+            (value, rest) = unescape(after);
+        } else if name.is_empty() {
             return Err("Invalid parameter ''".to_owned());
+        } else if let (true, Some(implied)) = (first, implied) {
+            (key, value) = (implied.to_owned(), name.to_owned());
+            rest = tail.strip_prefix(',').unwrap_or("");
         } else {
-            return Err(format!("Expected '=' after parameter '{}'", &rest[..end]));
+            return Err(format!("Expected '=' after parameter '{name}'"));
         }
         if key.split('.').any(|part| part.is_empty()) {
             return Err(format!("Invalid parameter '{key}'"));
@@ -125,13 +124,19 @@ fn parse_tree(argument: &str, implied: Option<&str>) -> Result<Pairs, String> {
     Ok(pairs)
 }
 
+/// The key at the start of `text`, and what follows it: nothing, or `=` or `,` and more.
+fn split_key(text: &str) -> (&str, &str) {
+    let end = text.find(['=', ',']).unwrap_or(text.len());
+    text.split_at_checked(end).unwrap_or((text, ""))
+}
+
 /// The value at the start of `text`, where `,,` stands for a comma, and what follows its end.
 fn unescape(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut rest = text;
-    while let Some(comma) = rest.find(',') {
-        value.push_str(&rest[..comma]);
-        rest = &rest[comma + 1..];
+    while let Some((before, after)) = rest.split_once(',') {
+        value.push_str(before);
+        rest = after;
         match rest.strip_prefix(',') {
             Some(after) => {
                 value.push(',');

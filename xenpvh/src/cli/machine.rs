@@ -193,7 +193,7 @@ pub(super) fn smp(pairs: Pairs) -> Result<Smp, String> {
     if let (Some(wanted), Some((_, missing))) =
         (wanted, levels.iter_mut().take(3).find(|(_, level)| level.is_none()))
     {
-        *missing = Some(wanted / known);
+        *missing = wanted.checked_div(known);
     }
     let total = product(&levels);
     let maxcpus = wanted.unwrap_or(total);

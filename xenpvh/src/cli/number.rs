@@ -13,8 +13,10 @@ pub(super) fn switch(text: &str) -> Option<bool> {
 pub(super) fn unsigned(text: &str) -> Option<u64> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => (hex, 16),
-        None if text.len() > 1 && text.starts_with('0') => (&text[1..], 8),
-        None => (text, 10),
+        None => match text.strip_prefix('0') {
+            Some(octal) if !octal.is_empty() => (octal, 8),
+            _ => (text, 10),
+        },
     };
     // from_str_radix would take a sign.
     if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
@@ -50,10 +52,8 @@ pub(super) fn size(text: &str, default_suffix: char) -> Result<u64, NotASize> {
         size(magnitude, default_suffix)?;
         return Err(NotASize::OutOfRange);
     }
-    let (number, suffix) = match text.chars().last() {
-        Some(last) if last.is_ascii_alphabetic() => (&text[..text.len() - 1], Some(last)),
-        _ => (text, None),
-    };
+    let suffix = text.chars().last().filter(char::is_ascii_alphabetic);
+    let number = suffix.and_then(|suffix| text.strip_suffix(suffix)).unwrap_or(text);
     let shift = match suffix.unwrap_or(default_suffix).to_ascii_uppercase() {
         'B' => 0,
         'K' => 10,
@@ -75,12 +75,12 @@ pub(super) fn size(text: &str, default_suffix: char) -> Result<u64, NotASize> {
     }
     let whole: u128 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| NotASize::OutOfRange)? };
     // 18 digits are finer than a byte of an exabyte; more would overflow.
-    let fraction = &fraction[..fraction.len().min(18)];
+    let fraction = fraction.get(..18).unwrap_or(fraction);
     let scale = 10u128.pow(u32::try_from(fraction.len()).unwrap_or(0));
     let fraction: u128 = fraction.parse().unwrap_or(0);
     whole
         .checked_mul(1 << shift)
-        .and_then(|bytes| bytes.checked_add((fraction << shift) / scale))
+        .and_then(|bytes| bytes.checked_add((fraction << shift).checked_div(scale)?))
         .and_then(|bytes| u64::try_from(bytes).ok())
         .ok_or(NotASize::OutOfRange)
 }

@@ -1,5 +1,6 @@
 //! What QMP shows of the devices.
 
+use pci::width::low16;
 use pci::{BarKind, Bus, Function};
 use virtio::Device;
 use virtio::blk::{Kind, Statistics};
@@ -24,7 +25,7 @@ impl Devices {
         let mut infos = Vec::new();
         for (at, function) in bus.functions() {
             let id = self.functions.iter().find(|placed| placed.at == at).map(|placed| placed.id.clone());
-            let word = |offset: u16| function.config_read(offset, 2) as u16;
+            let word = |offset: u16| low16(function.config_read(offset, 2).into());
             infos.push(FunctionInfo {
                 bus: at.bus(),
                 slot: at.device(),
@@ -64,7 +65,8 @@ fn block_info(drive: &Drive) -> BlockInfo {
         qdev: drive.device.clone(),
         filename: node.filename.display().to_string(),
         size: drive.disk.size(),
-        actual_size: rustix::fs::fstat(&drive.disk).map_or(0, |file| file.st_blocks as u64 * 512),
+        actual_size: rustix::fs::fstat(&drive.disk)
+            .map_or(0, |file| u64::try_from(file.st_blocks).unwrap_or_default().saturating_mul(512)),
         read_only: drive.disk.is_read_only(),
         cache: node.cache,
         detect_zeroes: match node.detect_zeroes {

@@ -60,8 +60,8 @@ impl Parser<'_> {
 
     fn eat(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
-        if there {
-            self.rest = &self.rest[1..];
+        if let (true, [_, rest @ ..]) = (there, self.rest) {
+            self.rest = rest;
         }
         there
     }
@@ -209,7 +209,7 @@ impl Parser<'_> {
         let text = std::str::from_utf8(digits).unwrap_or_default();
         let number = u32::from_str_radix(text, 16).ok().filter(|_| text.len() == 4 && !text.starts_with('+'));
         let number = number.ok_or_else(|| format!("invalid hex escape sequence '\\u{text}'"))?;
-        self.rest = &self.rest[4..];
+        self.rest = self.rest.get(4..).unwrap_or_default();
         Ok(number)
     }
 }

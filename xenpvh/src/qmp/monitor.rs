@@ -36,7 +36,7 @@ pub(super) fn run(context: &mut Context<'_>, line: &str) -> String {
         ["info"] => list("info "),
         words => {
             // A command has one word, or two of which the first is info.
-            let length = if words[0] == "info" { 2 } else { 1 };
+            let length = if words.first() == Some(&"info") { 2 } else { 1 };
             let (name, rest) = words.split_at(length.min(words.len()));
             let name = name.join(" ");
             match COMMANDS.iter().find(|(command, ..)| *command == name) {

@@ -78,11 +78,18 @@ pub(super) fn blocks(backend: &dyn Control) -> Value {
                 "inserted": node(block), "type": "unknown",
             });
             if !block.qdev.is_empty() {
-                value["qdev"] = qdev(block).into();
+                add(&mut value, "qdev", qdev(block));
             }
             value
         })
         .collect()
+}
+
+/// Adds a member to an object.
+pub(super) fn add(object: &mut Value, key: impl Into<String>, member: impl Into<Value>) {
+    if let Some(members) = object.as_object_mut() {
+        members.insert(key.into(), member.into());
+    }
 }
 
 pub(super) fn nodes(backend: &dyn Control) -> Value {
@@ -103,13 +110,13 @@ fn stats(block: &BlockInfo) -> Value {
         ("zone_append", &OperationStats::default()),
     ];
     for (kind, done) in kinds {
-        stats[format!("{kind}_operations")] = done.operations.into();
-        stats[format!("{kind}_total_time_ns")] = done.total_time_ns.into();
-        stats[format!("failed_{kind}_operations")] = done.failed.into();
-        stats[format!("invalid_{kind}_operations")] = done.invalid.into();
+        add(&mut stats, format!("{kind}_operations"), done.operations);
+        add(&mut stats, format!("{kind}_total_time_ns"), done.total_time_ns);
+        add(&mut stats, format!("failed_{kind}_operations"), done.failed);
+        add(&mut stats, format!("invalid_{kind}_operations"), done.invalid);
         if kind != "flush" {
-            stats[format!("{kind}_bytes")] = done.bytes.into();
-            stats[format!("{kind}_merged")] = 0.into();
+            add(&mut stats, format!("{kind}_bytes"), done.bytes);
+            add(&mut stats, format!("{kind}_merged"), 0);
         }
     }
     stats
@@ -123,9 +130,9 @@ pub(super) fn block_stats(backend: &dyn Control, nodes: bool) -> Value {
         .map(|block| {
             let mut value = json!({"stats": stats(block), "node-name": node_name(block)});
             if !nodes {
-                value["device"] = block.device.as_str().into();
+                add(&mut value, "device", block.device.as_str());
                 if !block.qdev.is_empty() {
-                    value["qdev"] = qdev(block).into();
+                    add(&mut value, "qdev", qdev(block));
                 }
             }
             value
@@ -155,7 +162,7 @@ fn region(region: &RegionInfo) -> Value {
 fn function(function: &FunctionInfo) -> Value {
     let mut class = json!({"class": function.class});
     if let Some(name) = class_name(function.class) {
-        class["desc"] = name.into();
+        add(&mut class, "desc", name);
     }
     json!({
         "irq_pin": 0, "bus": function.bus, "qdev_id": function.id, "slot": function.slot, "class_info": class,

@@ -118,7 +118,7 @@ impl Server {
     /// What to poll for.
     pub fn fds(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         self.ports.iter().map(|port| match &port.client {
-            None if port.rests.is_some_and(|until| Instant::now() < until) => {
+            None if port.rests.is_some_and(|since| since.elapsed() < ACCEPT_REST) => {
                 (port.listener.as_fd(), PollFlags::empty())
             }
             None => (port.listener.as_fd(), PollFlags::IN),
@@ -140,7 +140,7 @@ impl Server {
     pub fn handle(&mut self, backend: &mut dyn Control) {
         let mut events = Vec::new();
         for index in 0..self.ports.len() {
-            let port = &mut self.ports[index];
+            let Some(port) = self.ports.get_mut(index) else { return };
             // The next in line is taken at once when one leaves.
             for _ in 0..2 {
                 port.accept();
@@ -176,7 +176,7 @@ impl Server {
 
     /// Hands out what still waits, for a short while: for the end of the process.
     pub fn finish(&mut self) {
-        let end = Instant::now() + FAREWELL;
+        let start = Instant::now();
         loop {
             for port in &mut self.ports {
                 if let Some(client) = &mut port.client {
@@ -188,7 +188,7 @@ impl Server {
             let clients = self.ports.iter().filter(waiting).filter_map(|port| port.client.as_ref());
             let mut fds: Vec<PollFd<'_>> =
                 clients.map(|client| PollFd::new(&client.socket, PollFlags::OUT)).collect();
-            let left = end.saturating_duration_since(Instant::now());
+            let left = FAREWELL.saturating_sub(start.elapsed());
             if fds.is_empty() || left.is_zero() {
                 return;
             }
@@ -211,7 +211,7 @@ impl Port {
                 if self.rests.is_none() {
                     log::warn!("cannot accept a QMP client on {}: {error}", self.listener.filename());
                 }
-                self.rests = Some(Instant::now() + ACCEPT_REST);
+                self.rests = Some(Instant::now());
                 return;
             }
         };
@@ -242,15 +242,16 @@ impl Client {
     fn serve(&mut self, chardevs: &[CharInfo], backend: &mut dyn Control, pretty: bool) -> Vec<Event> {
         let mut events = Vec::new();
         let mut buffer = [0; 4096];
-        let mut taken = 0;
+        let mut taken = 0usize;
         while !self.closing && taken < MAX_TURN {
             match self.socket.read(&mut buffer) {
                 // It may have closed one half only, and still want its answers.
                 Ok(0) => self.closing = true,
                 Ok(length) => {
-                    taken += length;
+                    taken = taken.saturating_add(length);
                     let mut items = Vec::new();
-                    self.splitter.feed(&buffer[..length], &mut |item| items.push(item));
+                    self.splitter
+                        .feed(buffer.get(..length).unwrap_or_default(), &mut |item| items.push(item));
                     for item in items {
                         events.extend(self.item(item, chardevs, backend, pretty));
                     }
@@ -323,10 +324,10 @@ impl Client {
 
     /// Hands out as much as the client takes now.
     fn flush(&mut self) {
-        let mut done = 0;
-        while done < self.output.len() {
-            match self.socket.write(&self.output[done..]) {
-                Ok(length) => done += length,
+        let mut done = 0usize;
+        while let Some(rest) = self.output.get(done..).filter(|rest| !rest.is_empty()) {
+            match self.socket.write(rest) {
+                Ok(length) => done = done.saturating_add(length),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return self.hang_up(),

@@ -91,10 +91,10 @@ impl Splitter {
             self.token_end(out);
         }
         match byte {
-            b'{' => self.braces += 1,
-            b'}' => self.braces -= 1,
-            b'[' => self.brackets += 1,
-            b']' => self.brackets -= 1,
+            b'{' => self.braces = self.braces.saturating_add(1),
+            b'}' => self.braces = self.braces.saturating_sub(1),
+            b'[' => self.brackets = self.brackets.saturating_add(1),
+            b']' => self.brackets = self.brackets.saturating_sub(1),
             b',' | b':' => {}
             b' ' | b'\t' | b'\r' | b'\n' => {
                 self.state = State::Plain;

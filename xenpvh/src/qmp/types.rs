@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::query;
 use crate::cli::Cache;
 
 /// What the machine is doing. The names are QEMU's (`RunState`).
@@ -305,7 +306,7 @@ impl Event {
         let timestamp = json!({"seconds": now.as_secs(), "microseconds": now.subsec_micros()});
         let mut message = json!({"timestamp": timestamp, "event": self.name});
         if let Some(data) = &self.data {
-            message["data"] = data.clone();
+            query::add(&mut message, "data", data.clone());
         }
         message
     }
