@@ -3,6 +3,8 @@
 //! [`block`] is a disk image or block device and the engines that do I/O on it; [`tap`] is a network
 //! interface of the host. Neither knows virtio: they move bytes between a file descriptor and
 //! [`memory::Pinned`] guest memory, and report what the host said.
+#![cfg_attr(test, allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed"))]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod block;
 pub mod tap;
@@ -13,8 +15,5 @@ mod test_guest;
 /// The host's words for an error, without Rust's "(os error N)".
 fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
-    match text.rfind(" (os error ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
+    text.rsplit_once(" (os error ").map_or(text.clone(), |(words, _)| words.to_owned())
 }

@@ -3,6 +3,8 @@
 //! Everything above this crate sees a guest as a [`Domain`]: some vCPUs whose accesses arrive as
 //! [`Ioreq`]s, frames of memory that can be mapped, and a way to send it an interrupt. Two crates
 //! implement it: `xen` for a real domain and `sim` for tests. Nothing above knows which it has.
+#![cfg_attr(test, allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed"))]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 mod address;
 mod frames;

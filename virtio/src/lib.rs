@@ -5,16 +5,7 @@
 //! [`Chain`]s from its [`Queue`]s and gives them back. The way of one request: a doorbell write in
 //! `pci.rs` wakes the loop in `worker.rs`, which calls the device's worker, which pops from `queue.rs`.
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
+#![cfg_attr(test, allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed"))]
 
 pub mod blk;
 mod chain;

@@ -1,4 +1,5 @@
 //! A block device as a driver meets it: registers, rings and interrupts, threads and all.
+#![allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed")]
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

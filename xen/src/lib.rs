@@ -2,6 +2,8 @@
 //!
 //! Only stable interfaces are used: device-model operations, mapping of frames and of the ioreq page,
 //! event channels, grants and xenstore. All go through the kernel's devices by `ioctl`; no library.
+#![cfg_attr(test, allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed"))]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 mod devicemodel;
 mod domid;
@@ -70,7 +72,7 @@ impl Xen {
             XenError::Call { call, source } => refusal(domid, call, source),
             other => other,
         })?;
-        if !(1..=SLOTS_PER_PAGE as u32).contains(&count) {
+        if !usize::try_from(count).is_ok_and(|count| (1..=SLOTS_PER_PAGE).contains(&count)) {
             return Err(XenError::Vcpus { domid, count });
         }
         let mut events = vec![Arc::new(first)];
@@ -159,7 +161,8 @@ fn refusal(domid: DomId, call: std::borrow::Cow<'static, str>, source: io::Error
 
 impl Domain for Xen {
     fn vcpus(&self) -> u32 {
-        self.shared.events.len() as u32
+        // No more than slots in a page.
+        u32::try_from(self.shared.events.len()).unwrap_or(u32::MAX)
     }
 
     fn take_channels(&self) -> Vec<Box<dyn IoreqChannel>> {

@@ -1,6 +1,9 @@
 //! The Xen PVH machine: a device model for one Xen PVH guest.
 //!
 //! The parts, from the command line to the answer of an ioreq; ARCHITECTURE.md tells how they fit.
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed"))]
+#![deny(clippy::undocumented_unsafe_blocks)]
 
 pub mod acpi;
 pub mod cli;

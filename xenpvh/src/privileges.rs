@@ -1,4 +1,5 @@
 //! Giving up what is not needed any more, once everything is open.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::CString;
 use std::io;

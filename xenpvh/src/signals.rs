@@ -1,4 +1,5 @@
 //! The signals that end us, as a descriptor to poll.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,4 +1,5 @@
 //! The sockets on which clients call.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::fs;
 use std::io;
