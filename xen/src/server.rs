@@ -187,18 +187,20 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
     use std::ptr::NonNull;
+    use std::sync::atomic::AtomicU8;
 
     use super::*;
 
     #[repr(align(4096))]
-    struct Page([u8; 4096]);
+    struct Page([AtomicU8; 4096]);
+
+    static PAGE: Page = Page([const { AtomicU8::new(0) }; 4096]);
 
     /// A channel on a socket instead of the device, and the device's end of it.
     fn channel() -> (Channel, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let page = Box::leak(Box::new(Page([0; 4096])));
-        // SAFETY: the page is aligned and leaked.
-        let page = unsafe { IoreqPage::from_raw(NonNull::from(&mut page.0).cast()) };
+        // SAFETY: the page is aligned, always there, and may be written, being atomics.
+        let page = unsafe { IoreqPage::from_raw(NonNull::from(&PAGE.0).cast()) };
         let channel = Channel {
             events: Arc::new(Evtchn::from_fd(ours.into())),
             port: Port::new(9),
