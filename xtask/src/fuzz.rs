@@ -1,14 +1,13 @@
 //! `fuzz`: the targets of `fuzz/`, one after the other, each for a while.
 
-use std::env;
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::paths;
 use crate::progress::Progress;
+use crate::{cargo, paths};
 
 /// Seconds for each target unless told.
 const SECONDS: u32 = 60;
@@ -77,23 +76,20 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A `cargo fuzz` command. Sanitizers are not stable, and this is how a stable compiler has them all the same.
+/// A `cargo fuzz` command, which uses a sanitizer.
 fn cargo_fuzz(command: &str) -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["fuzz", command]).current_dir(paths::workspace()).env("RUSTC_BOOTSTRAP", "1");
+    let mut cargo = cargo::command();
+    cargo::unstable(&mut cargo).args(["fuzz", command]);
     cargo
 }
 
 fn build(progress: &Progress) -> Result<()> {
-    let there = cargo_fuzz("--version").output().is_ok_and(|output| output.status.success());
-    if !there {
-        bail!("cargo-fuzz is missing; get it with: cargo install --locked cargo-fuzz");
-    }
+    cargo::require("fuzz")?;
     progress.step("building all targets");
     fs::create_dir_all(logs()).with_context(|| format!("making {}", logs().display()))?;
     let mut build = cargo_fuzz("build");
     build.args(["-s", "address", "--target-dir"]).arg(logs());
-    if !build.status().context("running cargo fuzz")?.success() {
+    if !cargo::succeeds(&mut build)? {
         bail!("the targets cannot be built, see above");
     }
     Ok(())

@@ -2,8 +2,13 @@
 //!
 //! The same program runs on both sides: outside it fetches, builds, boots and reports; inside dom0
 //! (`xtask inside`) it runs the scenarios.
+#![forbid(unsafe_code)]
 
+mod cargo;
+mod check;
+mod coverage;
 mod debug;
+mod deny;
 mod fuzz;
 mod image;
 mod inside;
@@ -12,6 +17,7 @@ mod packages;
 mod paths;
 mod prepare;
 mod progress;
+mod sanitize;
 mod share;
 mod suite;
 mod watch;
@@ -27,6 +33,11 @@ usage: cargo xtask COMMAND
   demo                      boots Xen in a box and shows a guest with xenpvh at work
   test [--box] [WORD…]      formatting, clippy, unit tests, then the scenarios on real Xen;
                             with words only the scenarios whose name contains one; --box: only scenarios
+  check                     all that needs no Xen: formatting, clippy, unit tests, then the next three
+  deny [--advisories]       licences, sources and versions of the crates we use (needs cargo-deny);
+                            known flaws in them too, where their database can be fetched
+  coverage                  lines of pci, virtio and memory that their tests run (needs cargo-tarpaulin)
+  sanitize                  tests of the crates with unsafe code under address sanitizer
   bench [--rounds N] [NAME…] xenpvh against QEMU's xenpvh and the kernel's PV backends
   soak [--rounds N]         all scenarios again and again
   fuzz [--seconds N] [TARGET…] the fuzz targets one by one, each for so long (default 60; needs cargo-fuzz)
@@ -58,6 +69,10 @@ fn run(arguments: &[String]) -> Result<ExitCode> {
     match command.as_str() {
         "demo" => suite::demo(),
         "test" => suite::test(rest),
+        "check" => check::run(rest),
+        "deny" => deny::run(rest),
+        "coverage" => coverage::run(rest),
+        "sanitize" => sanitize::run(rest),
         "bench" => suite::bench(rest),
         "soak" => suite::soak(rest),
         "fuzz" => fuzz::run(rest),

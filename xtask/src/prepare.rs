@@ -1,11 +1,10 @@
 //! What must be there before a box can boot: the programs built, the packages fetched, the images made.
 
-use std::env;
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
+use crate::cargo;
 use crate::image::{self, Images};
 use crate::machine::{Machine, Shape};
 use crate::packages::{self, Tree};
@@ -49,11 +48,8 @@ pub fn programs(progress: &Progress, tolerant: bool) -> Result<Vec<PathBuf>> {
 }
 
 fn build(program: &str) -> Result<PathBuf> {
-    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--quiet", "--package", program])
-        .current_dir(paths::workspace())
-        .status()
-        .context("running cargo")?;
-    ensure!(status.success(), "cargo build --release of {program} failed, see above");
+    let built =
+        cargo::succeeds(cargo::command().args(["build", "--release", "--quiet", "--package", program]))?;
+    ensure!(built, "cargo build --release of {program} failed, see above");
     Ok(paths::target().join("release").join(program))
 }

@@ -1,15 +1,14 @@
 //! `demo`, `test` and `soak`: the scenarios, and before them what needs no Xen.
 
-use std::env;
 use std::fs;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use crate::check;
 use crate::inside::{self, RESULTS};
 use crate::machine::Shape;
-use crate::paths;
 use crate::prepare::Parts;
 use crate::progress::Progress;
 use crate::share::Plan;
@@ -31,7 +30,7 @@ fn shape(name: &str) -> Shape {
     }
 }
 
-fn exit_code(summary: Summary) -> ExitCode {
+pub fn exit_code(summary: Summary) -> ExitCode {
     if summary.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -47,13 +46,6 @@ pub fn demo() -> Result<ExitCode> {
     Ok(exit_code(summary))
 }
 
-/// The checks that need no Xen, each one command.
-const CHECKS: [(&str, &[&str]); 3] = [
-    ("formatting", &["fmt", "--all", "--check"]),
-    ("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
-    ("unit tests", &["test", "--workspace", "--quiet"]),
-];
-
 pub fn test(arguments: &[String]) -> Result<ExitCode> {
     let mut words = arguments.to_vec();
     let only_box = words.iter().any(|word| word == "--box");
@@ -64,16 +56,7 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     let progress = Progress::new();
     let mut total = Summary::default();
     if words.is_empty() && !only_box {
-        for (name, command) in CHECKS {
-            progress.step(name);
-            let status = cargo().args(command).status().context("running cargo")?;
-            if status.success() {
-                total.passed += 1;
-            } else {
-                total.failed += 1;
-                progress.step(&format!("{name}: FAILED, see above; again with: cargo {}", command.join(" ")));
-            }
-        }
+        total = check::quick(&progress)?;
     }
     let scenarios = in_box("test", &words, 1, &progress);
     total.passed += scenarios.passed;
@@ -134,10 +117,4 @@ fn in_box(name: &str, words: &[String], rounds: u32, progress: &Progress) -> Sum
         progress.step(&format!("FAILED: {error:#}"));
         Summary { passed: 0, failed: 1 }
     })
-}
-
-fn cargo() -> Command {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(paths::workspace());
-    cargo
 }
