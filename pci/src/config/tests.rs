@@ -138,3 +138,17 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn what_the_device_sets_the_guest_cannot() {
+    let mut space = space();
+    space.set_multifunction();
+    // A register that shows a state goes back to the first one on reset; the header says the same for ever.
+    space.set(0x40, 0x1234_5678);
+    space.write(0x40, 4, 0).unwrap();
+    space.write(0x0c, 4, 0).unwrap();
+    assert_eq!((space.read(0x40, 4), space.read(0x0c, 4)), (0x1234_5678, 0x0080_0000));
+    space.reset();
+    assert_eq!((space.read(0x40, 4), space.read(0x0c, 4)), (0, 0x0080_0000));
+    space.set(0x1000, 1);
+}
