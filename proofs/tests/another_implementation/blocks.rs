@@ -1,8 +1,9 @@
 //! The script about the block device: its configuration, and requests good and bad.
 
-use crate::driver::*;
+use proofs::Subject;
+use proofs::driver::*;
+
 use crate::log::Log;
-use crate::subject::Subject;
 
 const RING: u64 = 0x10_0000;
 const HEADER: u64 = 0x20_0000;

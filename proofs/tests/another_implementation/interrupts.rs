@@ -1,9 +1,10 @@
 //! The script about interrupts: ISR, MSI-X, masks and pending bits; and what holds devices back: event
 //! indices, the bus master bit, a reset. On the entropy device, the simplest there is.
 
-use crate::driver::*;
+use proofs::Subject;
+use proofs::driver::*;
+
 use crate::log::Log;
-use crate::subject::Subject;
 
 const RING: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -94,7 +95,7 @@ pub fn msix(subject: &mut dyn Subject, log: &mut Log) {
         pending(subject)
     };
     let control = |subject: &mut dyn Subject, value: u64| {
-        set_config(subject, function.slot, function.msix + 2, 2, value);
+        set_config(subject, function.place, function.msix + 2, 2, value);
     };
     function.enable_msix(subject, 2);
     let mut rng = Rng::new(subject, VERSION_1, Some(1));
@@ -156,7 +157,7 @@ pub fn msix(subject: &mut dyn Subject, log: &mut Log) {
     let kept = subject.read(function.table, 4) == subject.mailbox(0);
     log.note("table kept after reset", kept);
     log.hex("mask after reset", subject.read(function.table + 12, 4));
-    log.hex("control after reset", config(subject, function.slot, function.msix + 2, 2));
+    log.hex("control after reset", config(subject, function.place, function.msix + 2, 2));
     control(subject, 0);
 }
 

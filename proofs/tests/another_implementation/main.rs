@@ -3,21 +3,16 @@
 
 mod blocks;
 mod differences;
-mod driver;
 mod interrupts;
 mod log;
 mod network;
-mod qemu;
 mod shape;
 mod states;
-mod subject;
 
 use std::os::unix::fs::FileExt;
 
 use log::{Difference, Log, compare};
-use proofs::in_network;
-use qemu::Qemu;
-use subject::{OurSubject, Subject};
+use proofs::{OurSubject, Qemu, Subject, in_network};
 use tempfile::NamedTempFile;
 
 /// Bytes of each disk.
@@ -54,7 +49,7 @@ fn arguments(line: &str, image: &NamedTempFile) -> Vec<String> {
 /// Plays a script to both machines and compares what they answer, and their disks in the end.
 #[track_caller]
 fn both(devices: &str, script: fn(&mut dyn Subject, &mut Log), known: &[Difference]) {
-    let Some(prefix) = qemu::find() else { return };
+    let Some(prefix) = Qemu::find() else { return };
     let images = [image(), image()];
     let mut logs = [Log::default(), Log::default()];
     {

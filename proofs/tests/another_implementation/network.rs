@@ -3,12 +3,11 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
-use proofs::{GUEST_MAC, datagram, set_up};
+use proofs::driver::*;
+use proofs::{GUEST_MAC, Subject, datagram, set_up};
 
-use crate::driver::*;
 use crate::log::Log;
 use crate::shape;
-use crate::subject::Subject;
 
 const SLOT: u8 = 4;
 const RINGS: u64 = 0x10_0000;

@@ -1,8 +1,9 @@
 //! The script about what a function is: configuration space, capabilities, features, registers after reset.
 
-use crate::driver::*;
+use proofs::Subject;
+use proofs::driver::*;
+
 use crate::log::Log;
-use crate::subject::Subject;
 
 const SLOTS: [(u8, &str); 4] = [(0, "bridge"), (2, "blk"), (3, "rng"), (9, "nothing")];
 
@@ -163,8 +164,8 @@ fn registers(subject: &mut dyn Subject, log: &mut Log, function: &Function) {
 
     // The window in configuration space (§4.1.4.9) is left alone: QEMU 10 aborts if it is used on this machine.
     // Memory decode off hides the BARs.
-    set_config(subject, function.slot, 4, 2, 4);
+    set_config(subject, function.place, 4, 2, 4);
     log.hex("queues with memory decode off", function.get(subject, NUM_QUEUES));
-    set_config(subject, function.slot, 4, 2, 6);
+    set_config(subject, function.place, 4, 2, 6);
     log.hex("queues with memory decode on", function.get(subject, NUM_QUEUES));
 }

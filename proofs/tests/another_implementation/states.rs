@@ -1,8 +1,9 @@
 //! The script about registers: which can be written when, and what is made of values that make no sense.
 
-use crate::driver::*;
+use proofs::Subject;
+use proofs::driver::*;
+
 use crate::log::Log;
-use crate::subject::Subject;
 
 /// A ring's place, for queues that are enabled but not used.
 const RING: u64 = 0x10_0000;

@@ -1,7 +1,8 @@
 //! Who a script is played to: our machine, or QEMU's.
 
 use domain::Gpa;
-use proofs::Ours;
+
+use crate::Ours;
 
 /// A machine, as its guest sees it.
 pub trait Subject {
@@ -9,7 +10,9 @@ pub trait Subject {
     fn read(&mut self, address: u64, size: u8) -> u64;
     /// Writes 1, 2, 4 or 8 bytes of memory-mapped I/O.
     fn write(&mut self, address: u64, size: u8, value: u64);
+    /// Reads RAM.
     fn ram_read(&mut self, address: u64, bytes: &mut [u8]);
+    /// Writes RAM.
     fn ram_write(&mut self, address: u64, bytes: &[u8]);
     /// Where interrupt message number `index` is to go, so that it can be seen. An interrupt for ours; RAM for
     /// QEMU's, where its devices can be watched writing it.
@@ -20,11 +23,14 @@ pub trait Subject {
 
 /// Our machine, and messages that were sent but not yet asked for.
 pub struct OurSubject {
+    /// The machine.
     pub ours: Ours,
     messages: Vec<domain::Msi>,
 }
 
 impl OurSubject {
+    /// Starts a machine with these devices.
+    #[must_use]
     pub fn new(arguments: &[String]) -> OurSubject {
         OurSubject { ours: Ours::new(arguments), messages: Vec::new() }
     }

@@ -6,9 +6,8 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use proofs::{ECAM, MMIO, MMIO_HIGH};
-
 use crate::subject::Subject;
+use crate::{ECAM, MMIO, MMIO_HIGH};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to look for what should not happen.
@@ -57,10 +56,30 @@ pub const TABLE: u16 = 4;
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 
-/// A virtio function whose BARs have a place.
+/// Where a function is on bus 0. A number alone is function 0 of that slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place {
+    pub slot: u8,
+    pub function: u8,
+}
+
+impl From<u8> for Place {
+    fn from(slot: u8) -> Place {
+        Place { slot, function: 0 }
+    }
+}
+
+impl Place {
+    /// As in a requester id: the five bits of the slot, and the three of the function.
+    fn bits(self) -> u64 {
+        u64::from(self.slot << 3 | self.function)
+    }
+}
+
+/// A virtio function whose BARs have addresses.
 #[derive(Clone, Debug, Default)]
 pub struct Function {
-    pub slot: u8,
+    pub place: Place,
     pub common: u64,
     pub isr: u64,
     pub device: u64,
@@ -73,41 +92,43 @@ pub struct Function {
 }
 
 /// Reads configuration space.
-pub fn config(subject: &mut dyn Subject, slot: u8, register: u16, size: u8) -> u64 {
-    subject.read(ECAM + (u64::from(slot) << 15) + u64::from(register), size)
+pub fn config(subject: &mut dyn Subject, place: impl Into<Place>, register: u16, size: u8) -> u64 {
+    subject.read(ECAM + (place.into().bits() << 12) + u64::from(register), size)
 }
 
 /// Writes configuration space.
-pub fn set_config(subject: &mut dyn Subject, slot: u8, register: u16, size: u8, value: u64) {
-    subject.write(ECAM + (u64::from(slot) << 15) + u64::from(register), size, value);
+pub fn set_config(subject: &mut dyn Subject, place: impl Into<Place>, register: u16, size: u8, value: u64) {
+    subject.write(ECAM + (place.into().bits() << 12) + u64::from(register), size, value);
 }
 
 /// The capabilities of a function: offset and id.
-pub fn capabilities(subject: &mut dyn Subject, slot: u8) -> Vec<(u16, u8)> {
+pub fn capabilities(subject: &mut dyn Subject, place: impl Into<Place>) -> Vec<(u16, u8)> {
+    let place = place.into();
     let mut found = Vec::new();
-    let mut at = config(subject, slot, 0x34, 1) as u16;
+    let mut at = config(subject, place, 0x34, 1) as u16;
     while at != 0 {
         assert!(found.len() < 48, "the list of capabilities has no end");
-        found.push((at, config(subject, slot, at, 1) as u8));
-        at = config(subject, slot, at + 1, 1) as u16;
+        found.push((at, config(subject, place, at, 1) as u8));
+        at = config(subject, place, at + 1, 1) as u16;
     }
     found
 }
 
 /// A BAR: index, size, and its low four bits.
-pub fn bars(subject: &mut dyn Subject, slot: u8) -> Vec<(u8, u64, u8)> {
+pub fn bars(subject: &mut dyn Subject, place: impl Into<Place>) -> Vec<(u8, u64, u8)> {
+    let place = place.into();
     let mut found = Vec::new();
     let mut index = 0;
     while index < 6 {
         let register = 0x10 + u16::from(index) * 4;
-        let flags = config(subject, slot, register, 4) as u8 & 0xf;
+        let flags = config(subject, place, register, 4) as u8 & 0xf;
         let wide = flags & 6 == 4;
         let mut mask = !0;
-        set_config(subject, slot, register, 4, 0xffff_ffff);
-        mask &= config(subject, slot, register, 4) | 0xffff_ffff_0000_0000;
+        set_config(subject, place, register, 4, 0xffff_ffff);
+        mask &= config(subject, place, register, 4) | 0xffff_ffff_0000_0000;
         if wide {
-            set_config(subject, slot, register + 4, 4, 0xffff_ffff);
-            mask &= config(subject, slot, register + 4, 4) << 32 | 0xffff_ffff;
+            set_config(subject, place, register + 4, 4, 0xffff_ffff);
+            mask &= config(subject, place, register + 4, 4) << 32 | 0xffff_ffff;
         }
         if mask & 0xffff_ffff != 0 {
             found.push((index, (!(mask & !0xf)).wrapping_add(1), flags));
@@ -118,40 +139,41 @@ pub fn bars(subject: &mut dyn Subject, slot: u8) -> Vec<(u8, u64, u8)> {
 }
 
 impl Function {
-    /// Places the BARs of the function in this slot and finds what is in them.
-    pub fn find(subject: &mut dyn Subject, slot: u8) -> Function {
+    /// Gives the BARs of the function that is there addresses and finds what is in them.
+    pub fn find(subject: &mut dyn Subject, place: impl Into<Place>) -> Function {
+        let place = place.into();
         let mut places = [0; 6];
-        let mut low = MMIO + (u64::from(slot) << 20);
-        let mut high = MMIO_HIGH + (u64::from(slot) << 24);
-        for (index, size, flags) in bars(subject, slot) {
+        let mut low = MMIO + (place.bits() << 17);
+        let mut high = MMIO_HIGH + (place.bits() << 21);
+        for (index, size, flags) in bars(subject, place) {
             let register = 0x10 + u16::from(index) * 4;
             let next = if flags & 6 == 4 { &mut high } else { &mut low };
             let at = next.next_multiple_of(size);
             *next = at + size;
-            set_config(subject, slot, register, 4, at & 0xffff_ffff);
+            set_config(subject, place, register, 4, at & 0xffff_ffff);
             if flags & 6 == 4 {
-                set_config(subject, slot, register + 4, 4, at >> 32);
+                set_config(subject, place, register + 4, 4, at >> 32);
             }
             places[usize::from(index)] = at;
         }
-        set_config(subject, slot, 4, 2, 6);
-        let mut function = Function { slot, ..Function::default() };
-        for (at, id) in capabilities(subject, slot) {
+        set_config(subject, place, 4, 2, 6);
+        let mut function = Function { place, ..Function::default() };
+        for (at, id) in capabilities(subject, place) {
             if id == 0x11 {
                 function.msix = at;
-                let place = |word: u64| places[word as usize & 7] + (word & !7);
-                function.table = place(config(subject, slot, at + 4, 4));
-                function.pending = place(config(subject, slot, at + 8, 4));
+                let address = |word: u64| places[word as usize & 7] + (word & !7);
+                function.table = address(config(subject, place, at + 4, 4));
+                function.pending = address(config(subject, place, at + 8, 4));
             } else if id == 0x09 {
-                let kind = config(subject, slot, at + 3, 1);
-                let bar = config(subject, slot, at + 4, 1) as u8;
-                let offset = config(subject, slot, at + 8, 4);
+                let kind = config(subject, place, at + 3, 1);
+                let bar = config(subject, place, at + 4, 1) as u8;
+                let offset = config(subject, place, at + 8, 4);
                 let address = places[usize::from(bar % 6)] + offset;
                 match kind {
                     1 => function.common = address,
                     2 => {
                         function.notify = address;
-                        function.multiplier = config(subject, slot, at + 16, 4);
+                        function.multiplier = config(subject, place, at + 16, 4);
                     }
                     3 => function.isr = address,
                     4 => function.device = address,
@@ -235,7 +257,7 @@ impl Function {
             subject.write(entry + 8, 4, 0x41 + vector);
             subject.write(entry + 12, 4, 0);
         }
-        set_config(subject, self.slot, self.msix + 2, 2, 0x8000);
+        set_config(subject, self.place, self.msix + 2, 2, 0x8000);
     }
 }
 
@@ -263,19 +285,19 @@ struct Packed {
     table: BTreeMap<u16, Raw>,
     /// Number of descriptors of each chain that is out, by its id.
     out: BTreeMap<u16, u16>,
-    next_available: Place,
-    next_used: Place,
+    next_available: Position,
+    next_used: Position,
 }
 
 /// A slot of the ring, and the wrap counter there.
 #[derive(Clone, Copy)]
-struct Place {
+struct Position {
     slot: u16,
     wrap: bool,
 }
 
-impl Place {
-    const FIRST: Place = Place { slot: 0, wrap: true };
+impl Position {
+    const FIRST: Position = Position { slot: 0, wrap: true };
 
     fn advance(&mut self, by: u16, size: u16) {
         self.slot += by;
@@ -299,8 +321,8 @@ impl Ring {
         let packed = (features & PACKED != 0).then(|| Packed {
             table: BTreeMap::new(),
             out: BTreeMap::new(),
-            next_available: Place::FIRST,
-            next_used: Place::FIRST,
+            next_available: Position::FIRST,
+            next_used: Position::FIRST,
         });
         let ring = Ring { queue, size, at, available: 0, used: 0, packed };
         subject.ram_write(at, &vec![0; 0x3_0000]);
@@ -424,7 +446,7 @@ impl Packed {
     }
 
     fn take(&mut self, subject: &mut dyn Subject, ring: u64, size: u16) -> Option<(u32, u32)> {
-        let Place { slot, wrap } = self.next_used;
+        let Position { slot, wrap } = self.next_used;
         let at = ring + u64::from(slot) * 16;
         let flags = word(subject, at + 14);
         if (flags & AVAILABLE != 0, flags & USED != 0) != (wrap, wrap) {

@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Once;
 
-use proofs::RAM;
 use tempfile::NamedTempFile;
 
+use crate::RAM;
 use crate::subject::Subject;
 
 /// Where to find QEMU: a program and arguments for it, separated by spaces.
@@ -24,26 +25,12 @@ const RELEASE: &str = "10.";
 /// RAM that no script uses.
 const MAILBOXES: u64 = RAM - 4096;
 
+/// Where files are in memory, on Linux.
+const SHARED_MEMORY: &str = "/dev/shm";
+
 const FIRMWARE_SIZE: usize = 64 << 10;
 /// `cli`, `hlt`, and back to the latter.
 const HALT: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
-
-/// Finds QEMU, or says why the test is skipped.
-pub fn find() -> Option<Vec<String>> {
-    if let Some(prefix) = std::env::var_os(VARIABLE) {
-        let prefix = prefix.into_string().expect("UTF-8");
-        return Some(prefix.split_whitespace().map(str::to_owned).collect());
-    }
-    let Ok(output) = Command::new(PROGRAM).arg("--version").output() else {
-        return skip(&format!("no {PROGRAM} in PATH, and {VARIABLE} names no other"));
-    };
-    let version = String::from_utf8_lossy(&output.stdout);
-    let version = version.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or_default();
-    if !version.starts_with(RELEASE) {
-        return skip(&format!("{PROGRAM} is version {version}, and what differs is known of {RELEASE}x"));
-    }
-    Some(vec![PROGRAM.to_owned()])
-}
 
 /// Says why nothing is compared: once, and past the test harness, which shows the output of failures only.
 fn skip(why: &str) -> Option<Vec<String>> {
@@ -54,6 +41,7 @@ fn skip(why: &str) -> Option<Vec<String>> {
     None
 }
 
+/// A running QEMU.
 pub struct Qemu {
     child: Child,
     commands: ChildStdin,
@@ -64,10 +52,40 @@ pub struct Qemu {
 }
 
 impl Qemu {
+    /// Finds QEMU: a program and its first arguments. Or says why nothing is compared with it.
+    ///
+    /// # Panics
+    /// If the variable that names it is no UTF-8.
+    #[must_use]
+    pub fn find() -> Option<Vec<String>> {
+        if let Some(prefix) = std::env::var_os(VARIABLE) {
+            let prefix = prefix.into_string().expect("UTF-8");
+            return Some(prefix.split_whitespace().map(str::to_owned).collect());
+        }
+        let Ok(output) = Command::new(PROGRAM).arg("--version").output() else {
+            return skip(&format!("no {PROGRAM} in PATH, and {VARIABLE} names no other"));
+        };
+        let version = String::from_utf8_lossy(&output.stdout);
+        let version =
+            version.split_whitespace().skip_while(|word| *word != "version").nth(1).unwrap_or_default();
+        if !version.starts_with(RELEASE) {
+            return skip(&format!("{PROGRAM} is version {version}, and what differs is known of {RELEASE}x"));
+        }
+        Some(vec![PROGRAM.to_owned()])
+    }
+
+    /// Starts QEMU with these devices.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
     pub fn new(prefix: &[String], arguments: &[String]) -> Qemu {
         let mut firmware = vec![0; FIRMWARE_SIZE];
         firmware[FIRMWARE_SIZE - 16..][..HALT.len()].copy_from_slice(&HALT);
-        let files = [(); 2].map(|()| NamedTempFile::new().expect("a file"));
+        // RAM in RAM: on a disk it would be written back all the time.
+        let directory =
+            if Path::new(SHARED_MEMORY).is_dir() { SHARED_MEMORY.into() } else { std::env::temp_dir() };
+        let files = [(); 2].map(|()| NamedTempFile::new_in(&directory).expect("a file"));
         let [bios, memory] = &files;
         bios.as_file().write_all_at(&firmware, 0).expect("the firmware");
         memory.as_file().set_len(RAM).expect("RAM");
@@ -96,9 +114,22 @@ impl Qemu {
         qemu
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The file that its RAM is, from address 0 on.
+    #[must_use]
+    pub fn ram(&self) -> &File {
+        &self.ram
+    }
+
     /// Sends a command and returns what comes after `OK`.
     fn command(&mut self, line: &str) -> String {
-        let sent = writeln!(self.commands, "{line}").and_then(|()| self.commands.flush());
+        // In one piece, so that it wakes once.
+        let sent = self.commands.write_all(format!("{line}\n").as_bytes());
         let mut answer = String::new();
         let read = sent.and_then(|()| self.answers.read_line(&mut answer));
         match (read, answer.strip_prefix("OK")) {
