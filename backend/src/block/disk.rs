@@ -154,6 +154,7 @@ impl Disk {
         if !size.is_multiple_of(block) {
             return Err(DiskError::Size { path: path.to_owned(), size, block });
         }
+        let uring = options.engine == EngineChoice::Auto && !is_in_memory(&file) && uring::is_available();
         Ok(Disk(Arc::new(Image {
             file,
             size,
@@ -166,7 +167,7 @@ impl Disk {
             logical_block,
             physical_block: sane_block(physical_block).max(logical_block),
             discard_granularity: sane_block(discard_granularity).max(logical_block),
-            uring: options.engine == EngineChoice::Auto && uring::is_available(),
+            uring,
             cannot_punch: Learnt::default(),
             cannot_zero: Learnt::default(),
             cannot_discard: Learnt::default(),
@@ -254,6 +255,15 @@ fn refused(path: &Path, error: io::Error) -> DiskError {
 /// What the host says is a block size; anything strange becomes 512.
 fn sane_block(bytes: u32) -> u32 {
     if bytes.is_power_of_two() && bytes >= SECTOR { bytes } else { SECTOR }
+}
+
+/// Whether a file is on a file system that has no disk. Nothing there waits for anything, yet these file systems
+/// do not tell `io_uring` so, which gives every request to a thread of the kernel: several times the cost of
+/// making the call ourselves.
+fn is_in_memory(file: &OwnedFd) -> bool {
+    /// `TMPFS_MAGIC` and `RAMFS_MAGIC` (linux/magic.h).
+    const TYPES: [u32; 2] = [0x0102_1994, 0x8584_58f6];
+    rustix::fs::fstatfs(file).is_ok_and(|system| TYPES.contains(&(system.f_type as u32)))
 }
 
 /// The unit of direct I/O on a regular file.

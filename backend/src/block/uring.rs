@@ -29,7 +29,14 @@ const ENTER_GETEVENTS: u32 = 1;
 
 /// Whether this kernel lets us have `io_uring` with all that we need of it.
 pub(super) fn is_available() -> bool {
-    let needed = [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+    ];
     let mut probe = Probe::new();
     match IoUring::new(1).and_then(|ring| ring.submitter().register_probe(&mut probe)) {
         Ok(()) => needed.iter().all(|code| probe.is_supported(*code)),
@@ -268,6 +275,27 @@ fn entry(image: &Image, call: Call) -> squeue::Entry {
     use std::os::fd::AsFd;
     let file = types::Fd(image.as_fd().as_raw_fd());
     match call {
+        // The kernel copies an array of vectors in and checks it; one vector it takes as it is.
+        Call::Read { vectors, count: 1, offset } => {
+            // SAFETY: the call has one vector, which its transfer keeps.
+            let iovec = unsafe { *vectors };
+            match u32::try_from(iovec.iov_len) {
+                Ok(len) => opcode::Read::new(file, iovec.iov_base.cast(), len).offset(offset).build(),
+                Err(_) => opcode::Readv::new(file, vectors, 1).offset(offset).build(),
+            }
+        }
+        Call::Write { vectors, count: 1, offset, durable } => {
+            // SAFETY: as above.
+            let iovec = unsafe { *vectors };
+            let flags = if durable { libc::RWF_DSYNC } else { 0 };
+            match u32::try_from(iovec.iov_len) {
+                Ok(len) => opcode::Write::new(file, iovec.iov_base.cast(), len)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                Err(_) => opcode::Writev::new(file, vectors, 1).offset(offset).rw_flags(flags).build(),
+            }
+        }
         Call::Read { vectors, count, offset } => {
             opcode::Readv::new(file, vectors, count).offset(offset).build()
         }
