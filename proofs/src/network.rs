@@ -21,8 +21,8 @@ pub fn ip(arguments: &str) -> bool {
 ///
 /// # Panics
 /// If the test does.
-pub fn in_network(test: fn()) {
-    let thread = std::thread::spawn(move || {
+pub fn in_network(test: impl FnOnce() + Send) {
+    let run = || {
         #[expect(deprecated, reason = "another network changes nothing that safe code relies on")]
         let unshared = rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNET);
         if unshared.is_err() {
@@ -37,8 +37,9 @@ pub fn in_network(test: fn()) {
             return skip(&format!("no taps here: {reason}"));
         }
         test();
-    });
-    if let Err(panic) = thread.join() {
+    };
+    let ended = std::thread::scope(|scope| scope.spawn(run).join());
+    if let Err(panic) = ended {
         std::panic::resume_unwind(panic);
     }
 }

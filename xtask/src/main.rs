@@ -39,6 +39,8 @@ usage: cargo xtask COMMAND
   coverage                  lines of pci, virtio and memory that their tests run (needs cargo-tarpaulin)
   sanitize                  tests of the crates with unsafe code under address sanitizer
   bench [--rounds N] [NAME…] xenpvh against QEMU's xenpvh and the kernel's PV backends
+  bench --native [OPTION…]  the devices alone, without Xen, against QEMU's (--seconds N, --directory DIR,
+                            and words of headlines: block, net, growth, 'depth 32'…)
   soak [--rounds N]         all scenarios again and again
   fuzz [--seconds N] [TARGET…] the fuzz targets one by one, each for so long (default 60; needs cargo-fuzz)
   box [OPTION…] [-- SCRIPT] a shell in dom0, or one shell script

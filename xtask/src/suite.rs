@@ -1,19 +1,27 @@
 //! `demo`, `test` and `soak`: the scenarios, and before them what needs no Xen.
 
+use std::env;
+use std::ffi::OsStr;
 use std::fs;
+use std::iter;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::check;
+use crate::image::elf::LIBRARIES;
 use crate::inside::{self, RESULTS};
 use crate::machine::Shape;
+use crate::packages;
+use crate::paths;
 use crate::prepare::Parts;
 use crate::progress::Progress;
 use crate::share::Plan;
 use crate::watch::{self, Summary};
+use crate::{cargo, check};
 
+/// The variable that names QEMU to whatever compares with it: a program and its first arguments.
+const QEMU: &str = "XENPVH_QEMU";
 const DEMO_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// One round: three guests.
 const BENCH_LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -67,6 +75,9 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
 
 /// The device models against each other; the figures stay in `target/box/bench.json`.
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
+    if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "--native") {
+        return native_bench(rest);
+    }
     let (mut rounds, mut only) = (3, Vec::new());
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
@@ -89,6 +100,34 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     progress.step(&format!("all figures are in {}", to.display()));
     Ok(exit_code(summary))
+}
+
+/// What the devices cost without Xen, beside QEMU's; the figures stay in `target/bench-native.json`.
+fn native_bench(arguments: &[String]) -> Result<ExitCode> {
+    let progress = Progress::new();
+    let directory = paths::box_directory();
+    fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+    let mut command = cargo::command();
+    command.args(["run", "--release", "--quiet", "--package", "bench", "--"]);
+    command.arg("--json").arg(paths::target().join("bench-native.json"));
+    // Disks in a file system as guests' images are, not in the memory that /tmp may be.
+    command.arg("--directory").arg(&directory).args(arguments);
+    // The QEMU that the box is made with, unless the user names one. Without any only ours is measured.
+    if env::var_os(QEMU).is_none() {
+        match packages::tree(&directory, &progress) {
+            Ok(tree) => {
+                let data = ["usr/share/qemu", "usr/share/seabios"].map(|data| tree.root.join(data));
+                let qemu = tree.command("usr/bin/qemu-system-x86_64");
+                let words = iter::once(qemu.get_program()).chain(qemu.get_args()).map(OsStr::to_string_lossy);
+                let data = data.iter().flat_map(|data| ["-L".into(), data.to_string_lossy()]);
+                command.env(QEMU, words.chain(data).collect::<Vec<_>>().join(" "));
+                command.env("QEMU_MODULE_DIR", tree.root.join(LIBRARIES).join("qemu"));
+            }
+            Err(error) => progress.step(&format!("going on without QEMU: {error:#}")),
+        }
+    }
+    progress.step("our devices and QEMU's, driven by the same driver without Xen");
+    Ok(check::exit_code(cargo::succeeds(&mut command)?))
 }
 
 /// All scenarios again and again: for what only shows after a while.
