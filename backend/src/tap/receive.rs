@@ -32,7 +32,9 @@ impl Receive {
 
     /// Adds a buffer at the end.
     pub fn push(&mut self, buffer: Pinned) {
-        if self.first == self.vectors.len() || self.first >= VECTORS {
+        // Not each time, but soon enough that the array is never much longer than what is in use: it would grow
+        // long after the first frames.
+        if self.first >= self.vectors.len().div_ceil(2) {
             self.vectors.drain(..self.first);
             self.first = 0;
         }
