@@ -5,6 +5,7 @@
 //!
 //! * `tests/another_driver` lets the `virtio-drivers` crate, written by others for others' devices, drive ours.
 //! * `tests/another_implementation` plays the same script to QEMU's devices and to ours, and compares.
+//! * `tests/costs` counts what requests cost our threads in steady state: allocations and system calls.
 //!
 //! The driver of the latter is here too, for others who want to play something to both.
 #![forbid(unsafe_code)]
