@@ -144,33 +144,25 @@ pub fn measure(settings: &Settings, table: &mut Table) {
     for (index, (name, _)) in loads.iter().enumerate() {
         table.topic(name);
         let mut all: Vec<&mut Measured> = results.iter_mut().filter_map(|all| all[index].as_mut()).collect();
-        let prices: Vec<f64> = prices.iter().map(|prices| prices[0][0]).collect();
-        lines(table, "request", &mut all, &prices);
+        lines(table, &mut all);
     }
 }
 
-/// The lines of one load. `prices` are those of an access that does nothing.
-fn lines(table: &mut Table, what: &str, all: &mut [&mut Measured], prices: &[f64]) {
-    let mut line = |name: &str, better, figure: &mut dyn FnMut(&mut Measured, f64) -> Option<f64>| {
-        let figures: Vec<_> = all.iter_mut().zip(prices).map(|(it, price)| figure(it, *price)).collect();
+/// The lines of one load.
+fn lines(table: &mut Table, all: &mut [&mut Measured]) {
+    let mut line = |name: &str, better, figure: &mut dyn FnMut(&mut Measured) -> Option<f64>| {
+        let figures: Vec<_> = all.iter_mut().map(|it| figure(it)).collect();
         table.line(name, better, &figures);
     };
-    line(&format!("{what}s/s"), Better::More, &mut |it, _| Some(it.outcome.per_second()));
-    line(&format!("{what}s per CPU-second"), Better::More, &mut |it, _| Some(1e9 / it.outcome.cpu_each()));
-    line(&format!("CPU ns/{what}"), Better::Less, &mut |it, _| Some(it.outcome.cpu_each()));
-    line(&format!("CPU ns/{what} without its kicks"), Better::Less, &mut |it, price| {
-        Some(it.outcome.cpu_each() - it.outcome.each(it.outcome.kicks) * price)
-    });
+    line("requests/s", Better::More, &mut |it| Some(it.outcome.per_second()));
+    line("requests per CPU-second", Better::More, &mut |it| Some(1e9 / it.outcome.cpu_each()));
+    line("CPU ns/request", Better::Less, &mut |it| Some(it.outcome.cpu_each()));
     for (name, share) in [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)] {
-        line(&format!("latency {name}, us"), Better::Less, &mut |it, _| {
-            it.outcome.latencies.percentile(share)
-        });
+        line(&format!("latency {name}, us"), Better::Less, &mut |it| it.outcome.latencies.percentile(share));
     }
-    line(&format!("system calls/{what}"), Better::Neither, &mut |it, _| it.system_calls);
-    line(&format!("kicks/{what}"), Better::Neither, &mut |it, _| Some(it.outcome.each(it.outcome.kicks)));
-    line(&format!("interrupts/{what}"), Better::Neither, &mut |it, _| {
-        Some(it.outcome.each(it.outcome.interrupts))
-    });
+    line("system calls/request", Better::Neither, &mut |it| it.system_calls);
+    line("kicks/request", Better::Neither, &mut |it| Some(it.outcome.each(it.outcome.kicks)));
+    line("interrupts/request", Better::Neither, &mut |it| Some(it.outcome.each(it.outcome.interrupts)));
 }
 
 /// The slot and function of disk number `index`: all functions of slot 2, then those of 3 and so on.
@@ -246,7 +238,8 @@ pub fn growth(settings: &Settings, table: &mut Table) {
         let resident: Vec<f64> = results.iter().map(|it| it.1 as f64).collect();
         match &before {
             None => before = Some(resident),
-            Some(one) => {
+            // Of a few devices more, what the process had allocated and freed before is as much.
+            Some(one) if count == 64 => {
                 let each: Vec<_> = resident
                     .iter()
                     .zip(one)
@@ -254,6 +247,7 @@ pub fn growth(settings: &Settings, table: &mut Table) {
                     .collect();
                 table.line("KiB resident for each device more", Better::Less, &each);
             }
+            Some(_) => {}
         }
     }
 }

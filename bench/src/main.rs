@@ -3,9 +3,10 @@
 //! Both are driven by the same driver through shared memory. What tells it that a request is over is the ring, which
 //! it watches; interrupts are asked for as Linux does, and counted. How a kick gets to the device model differs, and
 //! neither is what Xen does: ours is woken by an eventfd for an access in a shared slot, QEMU by a line of text in a
-//! pipe. So two figures are given: the CPU time of the device model with everything, and without what its kicks
-//! cost, each at the price of an access that does nothing (measured first). Accesses by which the driver sets things
-//! up are not measured.
+//! pipe. So what an access costs that does nothing, and a kick for nothing, is measured first, and kicks are counted:
+//! at some depth they are few. (The price cannot be taken off the cost of requests. It is that of waking CPUs that
+//! sleep, and those of a busy device model do not.) The CPU time is that of the device model, the driver's not
+//! included. Accesses by which the driver sets things up are not measured.
 
 mod disk;
 mod disks;
