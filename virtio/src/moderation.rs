@@ -6,8 +6,10 @@
 
 use std::time::{Duration, Instant};
 
-/// One wait is this part of the longest time for which an interrupt is held back.
-const WAITS: u32 = 8;
+/// A wait lasts this many times as long as the driver usually takes to add a request.
+const WAIT: u32 = 2;
+/// An interrupt is held back for this many times the longest wait.
+const LONGEST: u32 = 4;
 /// All waits of late found more.
 const SURE: u32 = 256;
 /// Waiting is worth it if two of three find more.
@@ -20,7 +22,12 @@ const TRY_EVERY: u32 = 64;
 /// Decides when the interrupts of a worker's queues are sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moderation {
+    /// Longest that one wait lasts.
     limit: Duration,
+    /// Time from one request to the next, of late.
+    gap: Duration,
+    /// When the last one was.
+    last: Instant,
     /// How often waiting found more, of late: 0 to [`SURE`].
     luck: u32,
     /// Whether the last wait did.
@@ -32,19 +39,23 @@ pub(crate) struct Moderation {
 }
 
 impl Moderation {
-    /// One that holds no interrupt back for longer than `limit`.
+    /// One that never waits for a request for longer than `limit`.
     pub(crate) fn new(limit: Duration) -> Moderation {
-        Moderation { limit, luck: 0, hit: false, untried: 0, since: None }
+        let last = Instant::now();
+        Moderation { limit, gap: limit, last, luck: 0, hit: false, untried: 0, since: None }
     }
 
     /// An interrupt is due: waits a moment for more work, by calling `found` again and again, if that has been
     /// paying off. True if there is more, false if the interrupt is to be sent now.
     pub(crate) fn hold(&mut self, found: impl FnMut() -> bool) -> bool {
+        let now = Instant::now();
+        let gap = now.saturating_duration_since(self.last).min(self.limit);
+        self.gap = domain::average(self.gap, gap);
+        self.last = now;
         if self.is_worth_it() {
-            let now = Instant::now();
             let since = *self.since.get_or_insert(now);
-            if now.saturating_duration_since(since) < self.limit {
-                let wait = self.limit.checked_div(WAITS).unwrap_or_default();
+            if now.saturating_duration_since(since) < self.limit.saturating_mul(LONGEST) {
+                let wait = self.gap.saturating_mul(WAIT).min(self.limit);
                 self.note(domain::look(now, wait, wait, found));
                 if self.hit {
                     return true;
@@ -120,11 +131,11 @@ mod tests {
         moderation.luck = SURE;
         let begin = Instant::now();
         while moderation.hold(|| true) {}
-        assert!((LIMIT..LIMIT * 8).contains(&begin.elapsed()));
+        assert!((LIMIT * LONGEST..LIMIT * LONGEST * 4).contains(&begin.elapsed()));
         // The next one has its own time.
         assert!(moderation.hold(|| true));
         let begin = Instant::now();
         assert!(!moderation.hold(|| false));
-        assert!(begin.elapsed() < LIMIT * 4);
+        assert!(begin.elapsed() < LIMIT * LONGEST);
     }
 }

@@ -262,8 +262,8 @@ fn sane_block(bytes: u32) -> u32 {
 /// making the call ourselves.
 fn is_in_memory(file: &OwnedFd) -> bool {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC` (linux/magic.h).
-    const TYPES: [u32; 2] = [0x0102_1994, 0x8584_58f6];
-    rustix::fs::fstatfs(file).is_ok_and(|system| TYPES.contains(&(system.f_type as u32)))
+    const TYPES: [i64; 2] = [0x0102_1994, 0x8584_58f6];
+    rustix::fs::fstatfs(file).is_ok_and(|system| TYPES.contains(&system.f_type))
 }
 
 /// The unit of direct I/O on a regular file.
