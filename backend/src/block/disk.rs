@@ -258,8 +258,8 @@ fn sane_block(bytes: u32) -> u32 {
 }
 
 /// Whether a file is on a file system that has no disk. Nothing there waits for anything, yet these file systems
-/// do not tell `io_uring` so, which gives every request to a thread of the kernel: several times the cost of
-/// making the call ourselves.
+/// do not tell `io_uring` so, which gives every request to a thread of the kernel: one and a half to three times
+/// the cost of making the call ourselves (docs/performance.md).
 fn is_in_memory(file: &OwnedFd) -> bool {
     /// `TMPFS_MAGIC` and `RAMFS_MAGIC` (linux/magic.h).
     const TYPES: [i64; 2] = [0x0102_1994, 0x8584_58f6];
