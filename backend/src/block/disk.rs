@@ -226,6 +226,11 @@ impl Disk {
         self.0.uring
     }
 
+    #[cfg(test)]
+    pub(super) fn image(&self) -> &Image {
+        &self.0
+    }
+
     /// Makes an engine for one queue. That `io_uring` was there when the disk was opened does not mean that
     /// it is still: it may be for privileged processes only, or there are no more descriptors.
     pub fn engine(&self) -> Box<dyn Engine> {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
@@ -63,6 +63,7 @@ pub(super) struct UringEngine {
     calls: usize,
     finished: VecDeque<Completion>,
     in_flight: usize,
+    inline: Inline,
     /// Set for good when the kernel takes no more calls.
     broken: Option<i32>,
 }
@@ -80,6 +81,7 @@ impl UringEngine {
             calls: 0,
             finished: VecDeque::new(),
             in_flight: 0,
+            inline: Inline::default(),
             broken: None,
         })
     }
@@ -99,9 +101,9 @@ impl UringEngine {
                 Step::Finish(result) => result,
                 // Those before it have the buffers, and are on their way.
                 Step::WaitForBuffer => return false,
-                Step::Call(Call::Discard { offset, len }) => {
-                    // There is no such operation in the rings of the kernels we run on.
-                    let result = synchronous::discard(&self.image, offset, len);
+                Step::Call(call) if self.inline.suits(&call, &self.image) => {
+                    // SAFETY: the transfer keeps the vectors valid until `advance`.
+                    let result = self.inline.watch(&call, || unsafe { synchronous::make(&self.image, call) });
                     match transfer.advance(result, &self.image, &mut self.pool) {
                         Some(result) => result,
                         None => continue,
@@ -271,6 +273,43 @@ impl Drop for UringEngine {
     }
 }
 
+/// A call of ours that takes longer has waited for a disk.
+const SLOW: Duration = Duration::from_millis(1);
+/// After one that did, writes go to the kernel's threads for so long.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// Which calls we make ourselves.
+#[derive(Default)]
+struct Inline {
+    away_until: Option<Instant>,
+}
+
+impl Inline {
+    /// There is no discard in the rings of the kernels we run on. And a write to a file's page cache is mostly a copy;
+    /// but ext4, for one, cannot promise that, and then `io_uring` gives each write to a thread of the
+    /// kernel, which costs several times as much. So we make the call ourselves while that has not been slow.
+    fn suits(&mut self, call: &Call, image: &Image) -> bool {
+        match call {
+            Call::Discard { .. } => true,
+            Call::Write { durable: false, .. } if !image.direct && !image.block_device => {
+                self.away_until = self.away_until.filter(|until| Instant::now() < *until);
+                self.away_until.is_none()
+            }
+            _ => false,
+        }
+    }
+
+    fn watch(&mut self, call: &Call, make: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+        let begin = Instant::now();
+        let result = make();
+        let end = Instant::now();
+        if matches!(call, Call::Write { .. }) && end.saturating_duration_since(begin) > SLOW {
+            self.away_until = end.checked_add(AWAY);
+        }
+        result
+    }
+}
+
 fn entry(image: &Image, call: Call) -> squeue::Entry {
     use std::os::fd::AsFd;
     let file = types::Fd(image.as_fd().as_raw_fd());
@@ -307,7 +346,44 @@ fn entry(image: &Image, call: Call) -> squeue::Entry {
         Call::Allocate { mode, offset, len } => {
             opcode::Fallocate::new(file, len).offset(offset).mode(mode).build()
         }
-        // Not sent here: `step` makes this call itself.
+        // Not sent here: `Inline` has this call made.
         Call::Discard { .. } => opcode::Nop::new().build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::{Disk, DiskOptions};
+    use super::*;
+
+    #[test]
+    fn writes_to_the_page_cache_are_our_own_while_they_are_quick() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let open = |path: &Path| Disk::open(&DiskOptions::new(path)).unwrap();
+        let disk = open(file.path());
+        let write = |durable| Call::Write { vectors: std::ptr::null(), count: 0, offset: 0, durable };
+        let read = Call::Read { vectors: std::ptr::null(), count: 0, offset: 0 };
+        let mut inline = Inline::default();
+        let image = disk.image();
+        assert!(inline.suits(&write(false), image));
+        assert!(!inline.suits(&write(true), image) && !inline.suits(&read, image));
+
+        // A quick one changes nothing, whatever came of it; a slow discard is not a write.
+        inline.watch(&write(false), || Err(errno(libc::EIO))).unwrap_err();
+        let slow = || {
+            std::thread::sleep(SLOW * 2);
+            Ok(0)
+        };
+        inline.watch(&Call::Discard { offset: 0, len: 512 }, slow).unwrap();
+        assert!(inline.suits(&write(false), image));
+        // A slow one keeps the others away for a while.
+        inline.watch(&write(false), slow).unwrap();
+        assert!(!inline.suits(&write(false), image));
+        assert!(inline.suits(&Call::Discard { offset: 0, len: 512 }, image));
+        inline.away_until = Some(Instant::now());
+        assert!(inline.suits(&write(false), image));
     }
 }
