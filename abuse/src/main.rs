@@ -29,6 +29,7 @@ usage: abuse once [WORD]            every abuse, or those whose name contains th
        abuse random SECONDS SEED    by chance
        abuse doorbells SECONDS      kicks at line rate
        abuse spin SECONDS           nothing, as fast as possible: what doorbells are compared with
+       abuse recover                nothing, but sets right what an abuser that was killed has left
        abuse list                   the names";
 
 /// Huge pages for the devices' memory, and some to spare.
@@ -63,6 +64,7 @@ fn run(arguments: &[&str]) -> Result<()> {
             }
             Ok(())
         }
+        ["recover"] => world()?.recover(),
         ["once" | "everywhere"] => named(&world()?, arguments[0] == "once", ""),
         ["once" | "everywhere", word] => named(&world()?, arguments[0] == "once", word),
         ["random", length, seed] => {

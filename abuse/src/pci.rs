@@ -28,8 +28,8 @@ pub struct Function {
     pub number: u64,
     config: File,
     pub bar: Mapping,
-    /// What the firmware of the guest, its kernel, put into the BAR's two registers.
-    place: (u64, u64),
+    /// Where the guest's kernel put the BAR, whatever its registers say by now.
+    place: u64,
     /// Offset of the MSI-X capability.
     pub msix: u64,
 }
@@ -40,9 +40,14 @@ fn open(path: &Path) -> Result<File> {
     file.with_context(|| format!("opening {}", path.display()))
 }
 
+/// The hexadecimal number that a text begins with.
+fn first_number(text: &str) -> Result<u64> {
+    let word = text.split_whitespace().next().context("a number is missing")?;
+    Ok(u64::from_str_radix(word.trim_start_matches("0x"), 16)?)
+}
+
 fn number(directory: &Path, file: &str) -> Result<u64> {
-    let text = fs::read_to_string(directory.join(file))?;
-    Ok(u64::from_str_radix(text.trim().trim_start_matches("0x"), 16)?)
+    first_number(&fs::read_to_string(directory.join(file))?)
 }
 
 /// The folders of all functions of this vendor, in their order on the bus.
@@ -83,10 +88,9 @@ impl Function {
             name,
             config,
             bar: Mapping::of(&file, 0, len).context("the BAR")?,
-            place: (0, 0),
+            place: first_number(&fs::read_to_string(directory.join("resource"))?)?,
             msix: 0,
         };
-        function.place = (function.config_read(BAR, 4), function.config_read(BAR + 4, 4));
         let msix = function.capabilities().into_iter().find(|(id, _)| *id == MSIX);
         function.msix = msix.context("no MSI-X")?.1;
         function.restore();
@@ -120,8 +124,8 @@ impl Function {
     /// Sets right what the device needs to be found: BAR, command, no MSI-X.
     pub fn restore(&self) {
         self.config_write(COMMAND, 2, 0);
-        self.config_write(BAR, 4, self.place.0);
-        self.config_write(BAR + 4, 4, self.place.1);
+        self.config_write(BAR, 4, self.place & 0xffff_ffff);
+        self.config_write(BAR + 4, 4, self.place >> 32);
         self.set_msix(0);
         self.config_write(COMMAND, 2, MEMORY | BUS_MASTER);
     }
@@ -139,7 +143,7 @@ impl Function {
 
     /// Where the BAR is for the guest.
     pub fn bar_gpa(&self) -> u64 {
-        self.place.1 << 32 | self.place.0 & !0xf
+        self.place
     }
 }
 

@@ -161,6 +161,8 @@ impl Device {
 
     pub fn reset(&self) -> Result<()> {
         self.set(STATUS, 0);
+        // Not a status, but what is read where nobody answers: waiting would not help.
+        ensure!(self.get(STATUS) != 0xff, "the BAR is not there");
         until(PATIENCE, || self.get(STATUS) == 0).context("the device does not reset")
     }
 
