@@ -41,12 +41,12 @@ usage: cargo xtask COMMAND
   bench [--rounds N] [NAME…] xenpvh against QEMU's xenpvh and the kernel's PV backends
   bench --native [OPTION…]  the devices alone, without Xen, against QEMU's (--seconds N, --directory DIR,
                             and words of headlines: block, net, growth, 'depth 32'…)
-  soak [--rounds N]         all scenarios again and again
+  soak [--rounds N] [WORD…] scenarios again and again (default 10 times); the hostile guest for an hour once
   fuzz [--seconds N] [TARGET…] the fuzz targets one by one, each for so long (default 60; needs cargo-fuzz)
   box [OPTION…] [-- SCRIPT] a shell in dom0, or one shell script
       --keep                boots a box that stays; later `box -- SCRIPT` run in it at once
       --stop                ends that box
-      --peers               with QEMU's xenpvh and fio in dom0's /usr/libexec and /boot
+      --peers               with QEMU's xenpvh in dom0's /usr/libexec
       --memory MIB          memory of the box (default 8192)
       --cpus N              its CPUs (default 5): one for dom0, one for each vCPU of a guest
 

@@ -35,10 +35,10 @@ impl Parts {
     }
 }
 
-/// Builds xenpvh, and a small copy of this program, for dom0. Whoever debugs the box may do so without xenpvh.
+/// Builds xenpvh, a small copy of this program for dom0, and what hostile guests run. Whoever debugs the box may do so without xenpvh.
 pub fn programs(progress: &Progress, tolerant: bool) -> Result<Vec<PathBuf>> {
     progress.step("building xenpvh");
-    let mut programs = vec![build("xtask")?];
+    let mut programs = vec![build("xtask")?, build("abuse")?];
     match build("xenpvh") {
         Ok(xenpvh) => programs.push(xenpvh),
         Err(error) if tolerant => progress.step(&format!("going on without xenpvh: {error:#}")),

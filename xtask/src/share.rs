@@ -27,7 +27,8 @@ pub enum Plan {
     /// Run shell commands as they come, until the box is switched off.
     Serve,
     /// Run the scenarios whose name contains one of the words (all, if there are none), so many times over.
-    Scenarios { words: Vec<String>, rounds: u32 },
+    /// `long`: some of them, once, for as long as it takes to see what only comes with time.
+    Scenarios { words: Vec<String>, rounds: u32, long: bool },
     /// Show a person that it works.
     Demo,
     /// Measure the device models against each other.

@@ -26,6 +26,8 @@ const DEMO_LIMIT: Duration = Duration::from_secs(15 * 60);
 /// One round: three guests.
 const BENCH_LIMIT: Duration = Duration::from_secs(20 * 60);
 const TEST_LIMIT: Duration = Duration::from_secs(40 * 60);
+/// What the long form of scenarios takes.
+const LONG_LIMIT: Duration = Duration::from_secs(120 * 60);
 
 fn shape(name: &str) -> Shape {
     Shape {
@@ -66,7 +68,7 @@ pub fn test(arguments: &[String]) -> Result<ExitCode> {
     if words.is_empty() && !only_box {
         total = check::quick(&progress)?;
     }
-    let scenarios = in_box("test", &words, 1, &progress);
+    let scenarios = in_box("test", &words, 1, false, &progress);
     total.passed += scenarios.passed;
     total.failed += scenarios.failed;
     println!("{} passed, {} failed", total.passed, total.failed);
@@ -130,25 +132,33 @@ fn native_bench(arguments: &[String]) -> Result<ExitCode> {
     Ok(check::exit_code(cargo::succeeds(&mut command)?))
 }
 
-/// All scenarios again and again: for what only shows after a while.
+/// Scenarios again and again, and some for long: for what only shows after a while.
 pub fn soak(arguments: &[String]) -> Result<ExitCode> {
-    let rounds = match arguments {
-        [] => 10,
-        [option, number] if option == "--rounds" => number.parse().context("--rounds needs a number")?,
-        _ => bail!("soak: only --rounds N"),
-    };
+    let (mut rounds, mut words) = (10, Vec::new());
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--rounds" => {
+                let number = arguments.next().context("--rounds needs a number")?;
+                rounds = number.parse().context("--rounds needs a number")?;
+            }
+            option if option.starts_with('-') => bail!("soak: no option {option}"),
+            word => words.push(word.to_string()),
+        }
+    }
     let progress = Progress::new();
-    let summary = in_box("soak", &[], rounds, &progress);
+    let summary = in_box("soak", &words, rounds, true, &progress);
     println!("{} passed, {} failed", summary.passed, summary.failed);
     Ok(exit_code(summary))
 }
 
 /// Runs scenarios. A box that does not come up, or is lost, is a failure too.
-fn in_box(name: &str, words: &[String], rounds: u32, progress: &Progress) -> Summary {
+fn in_box(name: &str, words: &[String], rounds: u32, long: bool, progress: &Progress) -> Summary {
     let result = if inside::any(words) {
-        let plan = Plan::Scenarios { words: words.to_vec(), rounds };
+        let plan = Plan::Scenarios { words: words.to_vec(), rounds, long };
+        let limit = TEST_LIMIT * rounds + if long { LONG_LIMIT } else { Duration::ZERO };
         Parts::new(progress, false)
-            .and_then(|parts| watch::carry_out(&parts, &shape(name), &plan, progress, TEST_LIMIT * rounds))
+            .and_then(|parts| watch::carry_out(&parts, &shape(name), &plan, progress, limit))
     } else {
         Err(anyhow!("no scenario has a name with {}", words.join(" or ")))
     };

@@ -109,7 +109,7 @@ pub struct Images {
     pub kernel: PathBuf,
     /// dom0 with what `test` and `demo` need.
     pub dom0: PathBuf,
-    /// The same with the peers and the measuring programs for `bench`.
+    /// The same with the peers for `bench`.
     pub dom0_with_peers: PathBuf,
 }
 
@@ -199,16 +199,17 @@ fn dom0(tree: &Tree, bzimage: &[u8], vmlinux: &[u8], guest: &[u8]) -> Result<Vec
     image.file("boot/vmlinuz", false, bzimage)?;
     image.file("boot/vmlinux", false, vmlinux)?;
     image.file("boot/guest.cpio", false, guest)?;
+    // Only for some guests: it is large.
+    let mut measuring = Archive::new(Vec::new());
+    programs(&mut measuring, tree, MEASURING_PROGRAMS)?;
+    image.file("boot/measuring.cpio", false, &measuring.finish()?)?;
     Ok(image.finish()?)
 }
 
 /// A second archive behind dom0's: the kernel unpacks one over the other.
 fn peers(tree: &Tree) -> Result<Vec<u8>> {
-    let mut measuring = Archive::new(Vec::new());
-    programs(&mut measuring, tree, MEASURING_PROGRAMS)?;
     let mut image = Archive::new(Vec::new());
     programs(&mut image, tree, PEER_PROGRAMS)?;
-    image.file("boot/measuring.cpio", false, &measuring.finish()?)?;
     Ok(image.finish()?)
 }
 

@@ -7,6 +7,7 @@ mod console;
 mod guest;
 mod host;
 mod line;
+mod process;
 mod scenarios;
 mod serve;
 mod shell;
@@ -37,8 +38,10 @@ pub fn run() -> Result<ExitCode> {
     report.say(&Event::Up { xen: xen_version(), kernel: read("/proc/sys/kernel/osrelease") });
     match plan {
         Plan::Serve => return serve::serve(share),
-        Plan::Demo => run_all(&report, &[&scenarios::DEMO], 1),
-        Plan::Scenarios { words, rounds } => run_all(&report, &scenarios::matching(&words), rounds),
+        Plan::Demo => run_all(&report, &[&scenarios::DEMO], 1, false),
+        Plan::Scenarios { words, rounds, long } => {
+            run_all(&report, &scenarios::matching(&words), rounds, long);
+        }
         Plan::Bench { rounds, only } => match bench::run(&report, share, rounds, &only) {
             Ok(failed) => report.say(&Event::Done { passed: 0, failed }),
             Err(error) => {
@@ -55,13 +58,15 @@ pub fn any(words: &[String]) -> bool {
     !scenarios::matching(words).is_empty()
 }
 
-fn run_all(report: &Reporter, scenarios: &[&Scenario], rounds: u32) {
+/// With `long`, in the first round, those that have a long form are run in it.
+fn run_all(report: &Reporter, scenarios: &[&Scenario], rounds: u32, long: bool) {
     let (mut passed, mut failed) = (0, 0);
-    for _ in 0..rounds {
+    for round in 0..rounds {
         for scenario in scenarios {
             report.say(&Event::Begin { scenario: scenario.name.into() });
             let (start, wall) = (Instant::now(), SystemTime::now());
-            let error = (scenario.run)(report).err().map(|error| format!("{error:#}"));
+            let long = scenario.long.filter(|_| long && round == 0);
+            let error = long.unwrap_or(scenario.run)(report).err().map(|error| format!("{error:#}"));
             if error.is_none() {
                 passed += 1
             } else {

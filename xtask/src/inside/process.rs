@@ -1,4 +1,4 @@
-//! What a device model costs dom0: memory, threads, CPU time, context switches, system calls.
+//! What a device model costs dom0: memory, threads, descriptors, CPU time, context switches, system calls.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,10 @@ pub fn resident_mb(pid: u32) -> Result<f64> {
 
 pub fn threads(pid: u32) -> Result<f64> {
     Ok(status(pid, "Threads")? as f64)
+}
+
+pub fn descriptors(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
 /// What all threads of a process have used since they started.

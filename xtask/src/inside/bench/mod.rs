@@ -3,7 +3,6 @@
 //! The candidates take turns within a round, so that whatever else the machine does meets them all, and the
 //! medians of the rounds are compared.
 
-mod process;
 mod table;
 
 use std::collections::BTreeMap;
@@ -19,9 +18,9 @@ use serde_json::Value;
 use super::checks::{self, Direction};
 use super::guest::{ByHand, Devices, Guest, Plan, SHORT, XENPVH};
 use super::line::{self, Layout};
+use super::process::{self, Calls, Used};
 use super::{host, shell};
 use crate::share::{Event, Reporter};
-use process::{Calls, Used};
 use table::Results;
 
 const QEMU: &str = "/usr/libexec/xen-qemu-system-i386";

@@ -3,6 +3,7 @@
 mod bad_start;
 mod by_hand;
 mod first_guest;
+mod hostile;
 mod large;
 mod reboot;
 mod rude;
@@ -16,19 +17,26 @@ use crate::share::Reporter;
 pub struct Scenario {
     pub name: &'static str,
     pub run: fn(&Reporter) -> Result<()>,
+    /// The same for `soak`, where it takes long.
+    pub long: Option<fn(&Reporter) -> Result<()>>,
 }
 
-pub const DEMO: Scenario = Scenario { name: "demo", run: first_guest::demo };
+const fn scenario(name: &'static str, run: fn(&Reporter) -> Result<()>) -> Scenario {
+    Scenario { name, run, long: None }
+}
+
+pub const DEMO: Scenario = scenario("demo", first_guest::demo);
 
 const ALL: &[Scenario] = &[
-    Scenario { name: "first-guest", run: first_guest::test },
-    Scenario { name: "bad-start", run: bad_start::test },
-    Scenario { name: "by-hand-and-killed", run: by_hand::test },
-    Scenario { name: "reboot", run: reboot::test },
-    Scenario { name: "two-guests", run: together::test },
-    Scenario { name: "four-vcpus", run: wide::test },
-    Scenario { name: "large-guest", run: large::test },
-    Scenario { name: "rude-guest-and-host", run: rude::test },
+    scenario("first-guest", first_guest::test),
+    scenario("bad-start", bad_start::test),
+    scenario("by-hand-and-killed", by_hand::test),
+    scenario("reboot", reboot::test),
+    scenario("two-guests", together::test),
+    scenario("four-vcpus", wide::test),
+    scenario("large-guest", large::test),
+    scenario("rude-guest-and-host", rude::test),
+    Scenario { name: "hostile-guest", run: hostile::test, long: Some(hostile::soak) },
 ];
 
 /// The scenarios whose name contains one of the words; all if there are no words.
