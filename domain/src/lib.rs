@@ -17,7 +17,7 @@ use std::sync::Arc;
 pub use address::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
 pub use frames::Frames;
 pub use ioreq::{Access, Direction, Ioreq, IoreqPage, RAW_IOREQ_SIZE, SLOTS_PER_PAGE, Slot};
-pub use patience::{Patience, average, longest_look, look};
+pub use patience::{Patience, longest_look};
 
 /// A message-signalled interrupt: one 32-bit store that the guest's APIC understands
 /// (Intel SDM vol. 3, "Message Signalled Interrupts").

@@ -4,20 +4,17 @@
 //! nothing. So who has just worked looks for as long as a wake-up would cost, or a few times that, and
 //! only as long as that has been paying off: an idle guest costs no CPU time.
 
-use std::io;
-use std::os::fd::AsFd;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
-
-/// Looking lasts as long as this many wake-ups of a thread: what a kick costs all in all, with the guest's exit, Xen's
-/// event, dom0's wake-up and ours, is about half of that, and the guest needs some time as well to come up with more.
-const WAKEUPS: u32 = 48;
+/// Looking lasts as long as this many system calls. A kick costs about half of that all in all: the guest's exit, Xen's
+/// event, dom0's wake-up, ours, and what these leave behind in caches. The guest needs some time, too, to
+/// come up with more.
+const CALLS: u32 = 256;
 /// Bounds of the result, for machines on which the measurement goes wrong.
-const LIMITS: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(5)];
-/// Wake-ups measured; the quickest counts, since the others met something else that ran.
-const SAMPLES: u32 = 8;
+const LIMITS: [Duration; 2] = [Duration::from_micros(20), Duration::from_millis(8)];
+/// System calls measured; the quickest counts, since the others met something else that ran.
+const SAMPLES: u32 = 16;
 /// Somebody else who takes the CPU for this part of the longest look ends it.
 const YIELD: u32 = 4;
 /// The weight of the newest pause in the average is 1 in this.
@@ -32,24 +29,35 @@ pub struct Patience {
     /// How long pauses usually last.
     usual: Duration,
     since: Instant,
+    asleep: bool,
 }
 
 impl Patience {
     /// One that never looks longer than `limit`. It starts out impatient.
     pub fn new(limit: Duration) -> Patience {
-        Patience { limit, usual: limit.saturating_mul(LONGEST), since: Instant::now() }
+        Patience { limit, usual: limit.saturating_mul(LONGEST), since: Instant::now(), asleep: true }
     }
 
     /// A pause begins: looks for its end by calling `found` again and again, if that has been paying off. True
     /// if it is over, false if it is time to sleep.
     pub fn look(&mut self, found: impl FnMut() -> bool) -> bool {
         self.since = Instant::now();
-        self.usual < self.limit && look(self.since, self.limit, part(self.limit, YIELD), found)
+        self.asleep = self.usual >= self.limit;
+        if self.asleep {
+            return false;
+        }
+        let over = look(self.since, self.limit, part(self.limit, YIELD), found);
+        if !over {
+            // Perhaps the guest gets to do something only once we sleep: looking has to pay off anew.
+            *self = Patience::new(self.limit);
+        }
+        over
     }
 
-    /// The pause is over: there is work.
+    /// The pause is over: there is work. If we slept, it would have come sooner without the kick that that took.
     pub fn resume(&mut self) {
-        self.note(self.since.elapsed());
+        let kick = if self.asleep { part(self.limit, 2) } else { Duration::ZERO };
+        self.note(self.since.elapsed().saturating_sub(kick));
     }
 
     fn note(&mut self, pause: Duration) {
@@ -58,7 +66,7 @@ impl Patience {
 }
 
 /// The moving average `of` durations, with one more `value`.
-pub fn average(of: Duration, value: Duration) -> Duration {
+fn average(of: Duration, value: Duration) -> Duration {
     part(of.saturating_mul(WEIGHT.saturating_sub(1)).saturating_add(value), WEIGHT)
 }
 
@@ -68,7 +76,7 @@ fn part(of: Duration, count: u32) -> Duration {
 
 /// Calls `found` until it says true, for no longer than `limit` from `since` on. Ends as well when somebody else had
 /// the CPU for more than `share` at once: then it is needed.
-pub fn look(since: Instant, limit: Duration, share: Duration, mut found: impl FnMut() -> bool) -> bool {
+fn look(since: Instant, limit: Duration, share: Duration, mut found: impl FnMut() -> bool) -> bool {
     let mut before = since;
     loop {
         if found() {
@@ -83,34 +91,21 @@ pub fn look(since: Instant, limit: Duration, share: Duration, mut found: impl Fn
     }
 }
 
-/// For how long it can be worth looking on this machine: some times what it costs to wake a thread, which is
-/// measured at the first call (a few wake-ups, less than a millisecond as a rule).
+/// For how long it can be worth looking on this machine: as long as some system calls take, which is measured at the
+/// first call. On a PV dom0 they are dear, and so are the events that a kick comes by.
 pub fn longest_look() -> Duration {
     static LIMIT: OnceLock<Duration> = OnceLock::new();
     *LIMIT.get_or_init(|| {
         let [least, most] = LIMITS;
-        let limit = wake_up().map_or(least, |cost| cost.saturating_mul(WAKEUPS)).clamp(least, most);
-        log::debug!("workers look for more work for up to {limit:?}");
-        limit
-    })
-}
-
-/// What it takes to wake a thread that sleeps and to be woken by it, halved.
-fn wake_up() -> io::Result<Duration> {
-    let (there, back) = (eventfd(0, EventfdFlags::CLOEXEC)?, eventfd(0, EventfdFlags::CLOEXEC)?);
-    let send = |fd: &dyn AsFd| rustix::io::write(fd.as_fd(), &1u64.to_ne_bytes());
-    let receive = |fd: &dyn AsFd| rustix::io::read(fd.as_fd(), &mut [0u8; 8]);
-    std::thread::scope(|scope| {
-        let echo = || (0..SAMPLES).try_for_each(|_| receive(&there).and(send(&back)).map(drop));
-        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, echo)?;
-        let mut quickest = Duration::MAX;
-        for _ in 0..SAMPLES {
+        let call = || {
             let begin = Instant::now();
-            send(&there).and(receive(&back))?;
-            quickest = quickest.min(part(begin.elapsed(), 2));
-        }
-        drop(thread);
-        Ok(quickest)
+            std::thread::yield_now();
+            begin.elapsed()
+        };
+        let quickest = (0..SAMPLES).map(|_| call()).min().unwrap_or_default();
+        let limit = quickest.saturating_mul(CALLS).clamp(least, most);
+        log::debug!("a look for more work lasts up to {limit:?}");
+        limit
     })
 }
 
@@ -170,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wake_up_can_be_measured() {
+    fn the_longest_look_is_measured_once() {
         let limit = longest_look();
         assert!((LIMITS[0]..=LIMITS[1]).contains(&limit), "{limit:?}");
         assert_eq!(longest_look(), limit);

@@ -12,7 +12,6 @@ mod chain;
 mod common_config;
 mod device;
 mod doorbell;
-mod moderation;
 pub mod net;
 mod order;
 mod packed;

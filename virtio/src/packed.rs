@@ -223,7 +223,7 @@ impl Packed {
     }
 
     /// Publishes what was pushed. True if the driver wants an interrupt.
-    pub(crate) fn publish(&mut self) -> Result<bool, QueueError> {
+    pub(crate) fn flush(&mut self) -> Result<bool, QueueError> {
         let Some(first) = self.first_used else { return Ok(false) };
         self.parts.refresh()?;
         self.parts.descriptors.store_u64_release(self.published.rest(), first)?;

@@ -283,8 +283,6 @@ pub struct Queue {
     /// With IN_ORDER: what came back out of turn.
     order: Option<Order>,
     interrupt: Interrupt,
-    /// The driver wants an interrupt for what it has been shown.
-    due: bool,
     /// Chains that `pop` still gives out before it says that there are none.
     budget: u32,
 }
@@ -307,7 +305,7 @@ impl Queue {
             Ring::Split(Split::new(memory, layout, features, state)?)
         };
         let order = (features & FEATURE_IN_ORDER != 0).then(|| Order::new(layout.size.get()));
-        Ok(Queue { ring, order, interrupt, due: false, budget: u32::MAX })
+        Ok(Queue { ring, order, interrupt, budget: u32::MAX })
     }
 
     /// Takes the next chain into `chain`. False if there is none, or if this queue has had its share
@@ -326,8 +324,7 @@ impl Queue {
         Ok(true)
     }
 
-    /// Gives chain `head` back, `written` bytes of it written. The driver sees it after [`Queue::publish`] or
-    /// [`Queue::flush`].
+    /// Gives chain `head` back, `written` bytes of it written. The driver sees it after [`Queue::flush`].
     /// Chains need not come back in the order in which they were taken: if the driver wants that, they
     /// are held back here.
     ///
@@ -342,36 +339,15 @@ impl Queue {
         Ok(())
     }
 
-    /// Shows the driver all that was pushed. The interrupt that it may want for that comes with
-    /// [`Queue::flush`], or from the worker loop, which sends one for many.
-    ///
-    /// # Errors
-    /// The ring has left the guest's memory.
-    pub fn publish(&mut self) -> Result<(), QueueError> {
-        self.due |= ring!(mut self, publish())?;
-        Ok(())
-    }
-
     /// Shows the driver all that was pushed, and interrupts it if it wants that.
     ///
     /// # Errors
     /// The ring has left the guest's memory.
     pub fn flush(&mut self) -> Result<(), QueueError> {
-        let published = self.publish();
-        self.interrupt();
-        published
-    }
-
-    /// Whether an interrupt is due for what was published.
-    pub(crate) fn is_due(&self) -> bool {
-        self.due
-    }
-
-    /// Sends the interrupt that is due, if one is.
-    pub(crate) fn interrupt(&mut self) {
-        if std::mem::take(&mut self.due) {
+        if ring!(mut self, flush())? {
             (self.interrupt)();
         }
+        Ok(())
     }
 
     /// Asks the driver not to notify us of new chains. Only a hint.

@@ -146,7 +146,7 @@ impl Split {
     }
 
     /// Publishes what was pushed. True if the driver wants an interrupt.
-    pub(crate) fn publish(&mut self) -> Result<bool, QueueError> {
+    pub(crate) fn flush(&mut self) -> Result<bool, QueueError> {
         let old = self.published;
         let new = self.next_used;
         if old == new {

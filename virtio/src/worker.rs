@@ -12,7 +12,6 @@ use rustix::event::{Timespec, poll};
 
 use crate::device::{MAX_SOURCES, Queues, Sources, Wake, Worker};
 use crate::doorbell::Doorbell;
-use crate::moderation::Moderation;
 use crate::queue::{Queue, QueueError};
 use crate::state::State;
 
@@ -64,7 +63,6 @@ impl Thread {
             queues: Queues::new(),
             wakes: Vec::new(),
             patience: Patience::new(domain::longest_look()),
-            moderation: Moderation::new(domain::longest_look()),
             quit: false,
         };
         let handle = std::thread::Builder::new().name(name).stack_size(STACK_SIZE).spawn(|| work.run())?;
@@ -129,7 +127,6 @@ struct Loop {
     /// What each queue waits for, by its number.
     wakes: Vec<Wake>,
     patience: Patience,
-    moderation: Moderation,
     quit: bool,
 }
 
@@ -140,12 +137,7 @@ impl Loop {
             if self.quit {
                 return self.stop();
             }
-            let again = self.serve();
-            if !again && self.hold() {
-                continue;
-            }
-            self.interrupt();
-            if again || self.linger() {
+            if self.serve() || self.linger() {
                 continue;
             }
             // In this order: whoever rings from here on is heard, and whatever was rung for before is
@@ -158,17 +150,6 @@ impl Loop {
             }
             self.patience.resume();
         }
-    }
-
-    /// Looks for more work before an interrupt that is due is sent, so that one tells of more. True if there is some.
-    fn hold(&mut self) -> bool {
-        if !self.due() {
-            return false;
-        }
-        let mut moderation = self.moderation;
-        let more = moderation.hold(|| self.glance());
-        self.moderation = moderation;
-        more
     }
 
     /// Looks for more work for a while before going to sleep. The driver is not asked to notify us meanwhile, which
@@ -186,20 +167,6 @@ impl Loop {
     /// Whether there is anything to do.
     fn glance(&mut self) -> bool {
         self.obey() || self.look() || self.wait(Some(&NOT_AT_ALL))
-    }
-
-    /// Whether an interrupt is due for any queue.
-    fn due(&mut self) -> bool {
-        (0..self.queues.end()).any(|index| self.queues.get(index).is_some_and(|queue| queue.is_due()))
-    }
-
-    /// Sends the interrupts that are due.
-    fn interrupt(&mut self) {
-        for index in 0..self.queues.end() {
-            if let Some(queue) = self.queues.get(index) {
-                queue.interrupt();
-            }
-        }
     }
 
     /// Carries out the commands that wait. True if there were any.
@@ -331,6 +298,8 @@ impl Loop {
 
     /// Has the worker finish all it has in flight. The queues stay.
     fn pause(&mut self) {
+        // What each waited for may come while nobody looks.
+        self.wakes.fill(Wake::Kick);
         for index in 0..self.queues.end() {
             if !self.queues.contains(index) {
                 continue;

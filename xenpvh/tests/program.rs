@@ -1,4 +1,5 @@
 //! The program as it is typed at a shell, where there is no Xen: one line, status 1, nothing left behind.
+#![allow(clippy::pedantic, clippy::restriction, reason = "a test that panics has failed")]
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -32,9 +33,8 @@ fn a_plain_linux_is_told_in_one_line() {
 #[test]
 fn what_is_wrong_with_the_command_line_comes_first() {
     assert_eq!(refused(&["-bogus"]), "xenpvh: -bogus: invalid option");
-    let disk = ["-drive", "file=/nowhere/disk.img,if=none,id=d0,format=raw", "-device", "virtio-blk-pci,drive=d0"];
-    let line = refused(&[&ATTACH[..], &disk].concat());
-    assert!(line.contains("/nowhere/disk.img") && line.ends_with("No such file or directory"), "{line}");
+    let device = [&ATTACH[..], &["-device", "virtio-blk-pci,drive=d0"]].concat();
+    assert!(refused(&device).contains("'d0'"));
 }
 
 #[test]

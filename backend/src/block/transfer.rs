@@ -131,6 +131,11 @@ impl Transfer {
         Ok(())
     }
 
+    /// What it was asked for.
+    pub(super) fn op(&self) -> Op {
+        self.op
+    }
+
     /// Bytes that are still to be moved.
     fn left(&self) -> u64 {
         self.len.saturating_sub(self.done)

@@ -15,7 +15,7 @@ use super::bounce::Pool;
 use super::disk::Image;
 use super::synchronous;
 use super::transfer::{Call, Step, Transfer, errno};
-use super::{Completion, Engine, Request};
+use super::{Completion, Engine, Op, Request};
 
 /// Entries of the submission ring. The kernel makes the completion ring twice as long.
 const ENTRIES: u32 = 128;
@@ -81,7 +81,7 @@ impl UringEngine {
             calls: 0,
             finished: VecDeque::new(),
             in_flight: 0,
-            inline: Inline::default(),
+            inline: Inline::new(),
             broken: None,
         })
     }
@@ -101,9 +101,9 @@ impl UringEngine {
                 Step::Finish(result) => result,
                 // Those before it have the buffers, and are on their way.
                 Step::WaitForBuffer => return false,
-                Step::Call(call) if self.inline.suits(&call, &self.image) => {
+                Step::Call(call) if self.inline.suits(&call, transfer.op(), &self.image) => {
                     // SAFETY: the transfer keeps the vectors valid until `advance`.
-                    let result = self.inline.watch(&call, || unsafe { synchronous::make(&self.image, call) });
+                    let result = self.inline.watch(|| unsafe { synchronous::make(&self.image, call) });
                     match transfer.advance(result, &self.image, &mut self.pool) {
                         Some(result) => result,
                         None => continue,
@@ -219,6 +219,7 @@ impl Engine for UringEngine {
         if let Some(code) = self.broken {
             return Err(errno(code));
         }
+        self.inline.spent = Duration::ZERO;
         loop {
             let more = self.step();
             if self.pushed.is_empty() {
@@ -235,13 +236,21 @@ impl Engine for UringEngine {
     }
 
     fn complete(&mut self) -> Option<Completion> {
+        let mut pushed_on = false;
         loop {
             if let Some(completion) = self.finished.pop_front() {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 return Some(completion);
             }
-            if !self.reap() {
+            if self.reap() {
+                pushed_on = false;
+            } else if pushed_on || self.due.is_empty() {
                 return None;
+            } else {
+                // The next step of a request may be its end, of which nothing else would tell. An error has ended
+                // all that was due.
+                pushed_on = true;
+                let _ = self.flush_submissions();
             }
         }
     }
@@ -273,38 +282,53 @@ impl Drop for UringEngine {
     }
 }
 
-/// A call of ours that takes longer has waited for a disk.
+/// Calls of ours that take longer, in one go, have kept others waiting long enough.
 const SLOW: Duration = Duration::from_millis(1);
-/// After one that did, writes go to the kernel's threads for so long.
-const AWAY: Duration = Duration::from_secs(1);
+/// After a write that took so long, the kernel's threads have them: at first for so long, and longer each time.
+const AWAY: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(64)];
 
 /// Which calls we make ourselves.
-#[derive(Default)]
 struct Inline {
+    /// Time spent in one go.
+    spent: Duration,
+    /// How long the next absence is.
+    away: Duration,
     away_until: Option<Instant>,
 }
 
 impl Inline {
+    fn new() -> Inline {
+        Inline { spent: Duration::ZERO, away: AWAY[0], away_until: None }
+    }
+
     /// There is no discard in the rings of the kernels we run on. And a write to a file's page cache is mostly a copy;
     /// but ext4, for one, cannot promise that, and then `io_uring` gives each write to a thread of the
-    /// kernel, which costs several times as much. So we make the call ourselves while that has not been slow.
-    fn suits(&mut self, call: &Call, image: &Image) -> bool {
-        match call {
-            Call::Discard { .. } => true,
-            Call::Write { durable: false, .. } if !image.direct && !image.block_device => {
+    /// kernel, which costs several times as much. So we make the call ourselves while that is quick.
+    fn suits(&mut self, call: &Call, op: Op, image: &Image) -> bool {
+        match (call, op) {
+            (Call::Discard { .. }, _) => true,
+            (Call::Write { durable: false, .. }, Op::Write { .. })
+                if !image.direct && !image.block_device =>
+            {
                 self.away_until = self.away_until.filter(|until| Instant::now() < *until);
-                self.away_until.is_none()
+                self.away_until.is_none() && self.spent < SLOW
             }
             _ => false,
         }
     }
 
-    fn watch(&mut self, call: &Call, make: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+    /// Makes the call.
+    fn watch(&mut self, make: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
         let begin = Instant::now();
         let result = make();
         let end = Instant::now();
-        if matches!(call, Call::Write { .. }) && end.saturating_duration_since(begin) > SLOW {
-            self.away_until = end.checked_add(AWAY);
+        let took = end.saturating_duration_since(begin);
+        self.spent = self.spent.saturating_add(took);
+        if took > SLOW {
+            self.away_until = end.checked_add(self.away);
+            self.away = self.away.saturating_mul(2).min(AWAY[1]);
+        } else {
+            self.away = AWAY[0];
         }
         result
     }
@@ -353,8 +377,6 @@ fn entry(image: &Image, call: Call) -> squeue::Entry {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::super::{Disk, DiskOptions};
     use super::*;
 
@@ -362,28 +384,40 @@ mod tests {
     fn writes_to_the_page_cache_are_our_own_while_they_are_quick() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(4096).unwrap();
-        let open = |path: &Path| Disk::open(&DiskOptions::new(path)).unwrap();
-        let disk = open(file.path());
-        let write = |durable| Call::Write { vectors: std::ptr::null(), count: 0, offset: 0, durable };
-        let read = Call::Read { vectors: std::ptr::null(), count: 0, offset: 0 };
-        let mut inline = Inline::default();
+        let disk = Disk::open(&DiskOptions::new(file.path())).unwrap();
         let image = disk.image();
-        assert!(inline.suits(&write(false), image));
-        assert!(!inline.suits(&write(true), image) && !inline.suits(&read, image));
+        let call = |durable| Call::Write { vectors: std::ptr::null(), count: 0, offset: 0, durable };
+        let (quick, slow) = (
+            || Ok(0),
+            || {
+                std::thread::sleep(SLOW * 2);
+                Ok(0)
+            },
+        );
+        let write = Op::Write { durable: false };
+        let mut inline = Inline::new();
+        assert!(inline.suits(&call(false), write, image));
+        assert!(!inline.suits(&call(true), write, image));
+        assert!(!inline.suits(&call(false), Op::WriteZeroes { unmap: false, durable: false }, image));
+        assert!(inline.suits(&Call::Discard { offset: 0, len: 512 }, Op::Discard, image));
 
-        // A quick one changes nothing, whatever came of it; a slow discard is not a write.
-        inline.watch(&write(false), || Err(errno(libc::EIO))).unwrap_err();
-        let slow = || {
-            std::thread::sleep(SLOW * 2);
-            Ok(0)
-        };
-        inline.watch(&Call::Discard { offset: 0, len: 512 }, slow).unwrap();
-        assert!(inline.suits(&write(false), image));
-        // A slow one keeps the others away for a while.
-        inline.watch(&write(false), slow).unwrap();
-        assert!(!inline.suits(&write(false), image));
-        assert!(inline.suits(&Call::Discard { offset: 0, len: 512 }, image));
-        inline.away_until = Some(Instant::now());
-        assert!(inline.suits(&write(false), image));
+        // A quick one changes nothing, many of them in one go are enough.
+        inline.watch(quick).unwrap();
+        assert!(inline.suits(&call(false), write, image));
+        inline.spent = SLOW;
+        assert!(!inline.suits(&call(false), write, image));
+        inline.spent = Duration::ZERO;
+
+        // A slow one keeps the others away, each time for longer, until one is quick again.
+        for away in [1, 2, 4, 8, 16, 32, 64, 64] {
+            assert_eq!(inline.away, Duration::from_secs(away));
+            inline.watch(slow).unwrap();
+            inline.spent = Duration::ZERO;
+            assert!(!inline.suits(&call(false), write, image));
+            inline.away_until = Some(Instant::now());
+            assert!(inline.suits(&call(false), write, image));
+        }
+        inline.watch(quick).unwrap();
+        assert_eq!(inline.away, AWAY[0]);
     }
 }

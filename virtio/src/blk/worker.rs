@@ -229,9 +229,7 @@ impl Worker for BlkWorker {
         while self.reap(Some(queue))? {
             self.push_on();
         }
-        // A completion that is not the end of its request needs one more push.
-        self.push_on();
-        queue.publish()?;
+        queue.flush()?;
         Ok(Wake::Kick)
     }
 

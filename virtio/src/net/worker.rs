@@ -238,7 +238,7 @@ impl NetWorker {
                 queue.flush()?;
             }
         };
-        queue.publish()?;
+        queue.flush()?;
         Ok(wake)
     }
 
@@ -307,7 +307,7 @@ impl NetWorker {
             }
         };
         self.recycle(frame, 0);
-        queue.publish()?;
+        queue.flush()?;
         Ok(wake)
     }
 

@@ -101,6 +101,9 @@ const GUEST_MODULES: &[&str] =
 /// QEMU's xenpvh, the peer that `bench` compares with.
 const PEER_PROGRAMS: &[&str] = &["usr/libexec/xen-qemu-system-i386"];
 
+/// It wants this even for a display that nobody sees.
+const PEER_KEYMAP: &str = "usr/share/qemu/keymaps/en-us";
+
 const MEASURING_PROGRAMS: &[&str] = &["usr/bin/fio"];
 
 /// The files QEMU is given.
@@ -210,6 +213,7 @@ fn dom0(tree: &Tree, bzimage: &[u8], vmlinux: &[u8], guest: &[u8]) -> Result<Vec
 fn peers(tree: &Tree) -> Result<Vec<u8>> {
     let mut image = Archive::new(Vec::new());
     programs(&mut image, tree, PEER_PROGRAMS)?;
+    copy(&mut image, tree, PEER_KEYMAP)?;
     Ok(image.finish()?)
 }
 
