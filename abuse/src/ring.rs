@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::catalogue::{Abuse, World, any_device, only, with};
 use crate::transport::{HOLE, fill, request};
@@ -76,12 +76,15 @@ pub const ABUSES: &[Abuse] = &[
         })
     }),
     any_device(13, "the index jumps ahead, and back", |_, device| {
+        // On a ring that has been used and on a fresh one.
         for jump in [0x101, 0x400, 0x8000, 0xffff] {
-            breaks_without_offer(device, |queue| queue.set_available(jump))?;
-            device.restart()?;
             device.serves()?;
-            breaks_without_offer(device, |queue| queue.set_available(queue.available().wrapping_add(jump)))?;
-            device.restart()?;
+            for _ in 0..2 {
+                breaks_without_offer(device, |queue| {
+                    queue.set_available(queue.available().wrapping_add(jump))
+                })?;
+                device.restart()?;
+            }
         }
         Ok(())
     }),
@@ -335,7 +338,7 @@ fn breaks_without_offer(device: &Device, abuse: impl FnOnce(Queue)) -> Result<()
     let queue = device.data();
     abuse(queue);
     queue.kick();
-    device.is_broken()
+    device.is_broken().with_context(|| queue.describe())
 }
 
 /// The flags that say whose a descriptor is (virtio 1.3 §2.8.1).

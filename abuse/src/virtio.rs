@@ -351,6 +351,12 @@ impl Queue<'_> {
         self.memory().write(self.base + AVAILABLE + 2, 2, index.into());
     }
 
+    /// How far both sides have got, for an error message.
+    pub fn describe(&self) -> String {
+        let (available, used, status) = (self.available(), self.used(), self.device.get(STATUS));
+        format!("queue {}: available {available:#x}, used {used:#x}, status {status:#x}", self.index)
+    }
+
     /// What the driver wants to be interrupted at.
     pub fn set_used_event(&self, index: u16) {
         let size = self.size();
