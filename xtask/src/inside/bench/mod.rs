@@ -91,7 +91,7 @@ fn measure(report: &Reporter, candidate: &str, disk: &str) -> Result<Figures> {
         ]);
     }
     let mut guest = plan.create()?;
-    let device_model = match candidate {
+    let mut device_model = match candidate {
         "pv" => None,
         _ => Some(start(candidate, &guest, disk, &mut figures)?),
     };
@@ -105,6 +105,10 @@ fn measure(report: &Reporter, candidate: &str, disk: &str) -> Result<Figures> {
         let before = Used::by(pid)?;
         thread::sleep(Duration::from_secs(5));
         figures.insert("idle_cpu_percent", Used::by(pid)?.since(before).cpu_ms / 5000.0 * 100.0);
+    }
+    // QEMU stays when its domain goes, and the domain stays as long as QEMU has its memory.
+    if let Some(device_model) = &mut device_model {
+        device_model.kill()?;
     }
     guest.destroy()?;
     Ok(figures)
