@@ -80,18 +80,7 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "--native") {
         return native_bench(rest);
     }
-    let (mut rounds, mut only) = (3, Vec::new());
-    let mut arguments = arguments.iter();
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--rounds" => {
-                let number = arguments.next().context("--rounds needs a number")?;
-                rounds = number.parse().context("--rounds needs a number")?;
-            }
-            option if option.starts_with('-') => bail!("bench: no option {option}"),
-            name => only.push(name.to_string()),
-        }
-    }
+    let (rounds, only) = rounds_and_words("bench", 3, arguments)?;
     let progress = Progress::new();
     // The PV backends alone need nothing of ours.
     let parts = Parts::new(&progress, only.as_slice() == ["pv"])?;
@@ -134,7 +123,16 @@ fn native_bench(arguments: &[String]) -> Result<ExitCode> {
 
 /// Scenarios again and again, and some for long: for what only shows after a while.
 pub fn soak(arguments: &[String]) -> Result<ExitCode> {
-    let (mut rounds, mut words) = (10, Vec::new());
+    let (rounds, words) = rounds_and_words("soak", 10, arguments)?;
+    let progress = Progress::new();
+    let summary = in_box("soak", &words, rounds, true, &progress);
+    println!("{} passed, {} failed", summary.passed, summary.failed);
+    Ok(exit_code(summary))
+}
+
+/// Reads `[--rounds N] [WORD…]`.
+fn rounds_and_words(command: &str, usual: u32, arguments: &[String]) -> Result<(u32, Vec<String>)> {
+    let (mut rounds, mut words) = (usual, Vec::new());
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -142,14 +140,11 @@ pub fn soak(arguments: &[String]) -> Result<ExitCode> {
                 let number = arguments.next().context("--rounds needs a number")?;
                 rounds = number.parse().context("--rounds needs a number")?;
             }
-            option if option.starts_with('-') => bail!("soak: no option {option}"),
+            option if option.starts_with('-') => bail!("{command}: no option {option}"),
             word => words.push(word.to_string()),
         }
     }
-    let progress = Progress::new();
-    let summary = in_box("soak", &words, rounds, true, &progress);
-    println!("{} passed, {} failed", summary.passed, summary.failed);
-    Ok(exit_code(summary))
+    Ok((rounds, words))
 }
 
 /// Runs scenarios. A box that does not come up, or is lost, is a failure too.
