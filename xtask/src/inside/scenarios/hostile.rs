@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::image::cpio::Archive;
@@ -36,6 +36,7 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How long the neighbour is measured each time, and how often, with and without kicks by turns.
 const MEASURED: u32 = 8;
 const TURNS: u32 = 2;
+const ATTEMPTS: u32 = 3;
 
 pub fn test(report: &Reporter) -> Result<()> {
     run(report, "once", 25)
@@ -75,19 +76,7 @@ fn run(report: &Reporter, named: &str, random_seconds: u32) -> Result<()> {
     ensure!(status == 0, "at random, seed {seed}:\n{text}");
     report.step(format!("{}; the device model after: {}", text.trim(), before.compare(&hostile)?));
 
-    // The first guest is busy in both cases, so that the machine the box runs on has the same to do.
-    let (mut alone, mut kicked, mut kicks) = (0.0, 0.0, String::new());
-    for _ in 0..TURNS {
-        alone += beside(&mut hostile, &mut neighbour, "spin")?.0 / f64::from(TURNS);
-        let (rate, said) = beside(&mut hostile, &mut neighbour, "doorbells")?;
-        (kicked, kicks) = (kicked + rate / f64::from(TURNS), said);
-    }
-    let share = kicked / alone;
-    report.step(format!(
-        "the neighbour does {kicked:.0} requests/s beside {kicks} and {alone:.0} without: {:.0} %",
-        share * 100.0
-    ));
-    ensure!(share >= FAIR_SHARE, "kicks next door take more than a fair share");
+    neighbour_keeps_its_share(report, &mut hostile, &mut neighbour)?;
 
     report.step("the abuser is killed in the middle of it");
     hostile.run(&format!("abuse random 600 {seed} >/dev/null & sleep 5; kill -9 $!"))?;
@@ -117,6 +106,28 @@ fn run(report: &Reporter, named: &str, random_seconds: u32) -> Result<()> {
     wait_process_gone(before.pid)?;
     verify(&mut neighbour, 3)?;
     neighbour.power_off()
+}
+
+/// The first guest is busy with kicks and without, so that the machine the box runs on has the same to do. What else
+/// that machine does can spoil a measurement, but not all of them.
+fn neighbour_keeps_its_share(report: &Reporter, hostile: &mut Guest, neighbour: &mut Guest) -> Result<()> {
+    for _ in 0..ATTEMPTS {
+        let (mut alone, mut kicked, mut kicks) = (0.0, 0.0, String::new());
+        for _ in 0..TURNS {
+            alone += beside(hostile, neighbour, "spin")?.0 / f64::from(TURNS);
+            let (rate, said) = beside(hostile, neighbour, "doorbells")?;
+            (kicked, kicks) = (kicked + rate / f64::from(TURNS), said);
+        }
+        let share = kicked / alone;
+        report.step(format!(
+            "the neighbour does {kicked:.0} requests/s beside {kicks} and {alone:.0} without: {:.0} %",
+            share * 100.0
+        ));
+        if share >= FAIR_SHARE {
+            return Ok(());
+        }
+    }
+    bail!("kicks next door take more than a fair share")
 }
 
 /// A guest with one device of each kind and a disk with packed rings, and with the program that abuses them.
