@@ -3,6 +3,8 @@
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+pub use backend::socket::SocketAddress;
+
 use super::Error;
 use super::device_config::Device;
 
@@ -180,15 +182,6 @@ pub struct SocketChardev {
     pub address: SocketAddress,
     /// `wait=on`: do not start before the first client.
     pub wait: bool,
-}
-
-/// Where a socket is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SocketAddress {
-    /// To be bound here.
-    Path(PathBuf),
-    /// Already listening, inherited from whoever started us.
-    Fd(RawFd),
 }
 
 /// `-mon`, in control mode.

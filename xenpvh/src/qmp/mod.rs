@@ -5,7 +5,6 @@
 
 mod commands;
 mod json;
-mod listener;
 mod monitor;
 mod query;
 mod server;
@@ -14,7 +13,7 @@ mod stream;
 mod tests;
 mod types;
 
-pub use listener::{ListenError, Listener};
+pub use backend::socket::{Listener, SocketError};
 pub use server::{Server, listen};
 pub use types::{
     BlockInfo, BlockStats, CharInfo, Class, Control, Error, Event, FunctionInfo, NicInfo, OperationStats,

@@ -6,13 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use backend::socket::Listener;
 use rustix::event::{PollFd, PollFlags};
 use serde_json::{Value, json};
 
-use crate::cli::{CharBackend, Config, Error as CommandLineError, SocketAddress};
+use crate::cli::{CharBackend, Config, Error as CommandLineError};
 
 use super::commands::{self, Context};
-use super::listener::Listener;
 use super::stream::{Item, Splitter};
 use super::types::{CharInfo, Control, Error, Event};
 use super::{json, query};
@@ -65,10 +65,7 @@ pub fn listen(config: &Config) -> Result<Server, CommandLineError> {
         let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
         let filename = match (&chardev.backend, monitor) {
             (CharBackend::Socket(socket), Some(monitor)) => {
-                let listener = match &socket.address {
-                    SocketAddress::Path(path) => Listener::bind(path),
-                    SocketAddress::Fd(fd) => Listener::inherit(*fd),
-                };
+                let listener = Listener::open(&socket.address);
                 let listener = listener.map_err(|error| config.error(&chardev.typed, &error.to_string()))?;
                 let filename = listener.filename().to_owned();
                 server.add(listener, monitor.pretty);
@@ -217,7 +214,7 @@ impl Port {
         };
         self.rests = None;
         let mut client = Client {
-            socket,
+            socket: socket.into(),
             splitter: Splitter::new(),
             output: Vec::new(),
             negotiated: false,

@@ -231,7 +231,7 @@ fn an_inherited_socket() {
         assert_eq!(error.to_string(), format!("File descriptor '{fd}' is not a socket"));
     }
     let (connected, _other) = UnixStream::pair().unwrap();
-    assert!(matches!(Listener::inherit(connected.as_raw_fd()), Err(ListenError::Listen(..))));
+    assert!(matches!(Listener::inherit(connected.as_raw_fd()), Err(SocketError::Listen(..))));
 }
 
 #[test]
