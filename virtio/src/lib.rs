@@ -10,6 +10,7 @@
 pub mod blk;
 mod chain;
 mod common_config;
+pub mod console;
 mod device;
 mod doorbell;
 pub mod net;
