@@ -1,6 +1,7 @@
 //! From the command line's devices to PCI functions: opens what they need on the host.
 
 mod info;
+mod serial;
 mod transport;
 
 use std::fs::{File, OpenOptions};
@@ -16,14 +17,15 @@ use domain::SharedDomain;
 use memory::GuestMemory;
 use pci::{Bdf, Bus};
 use virtio::blk::{Blk, BlkConfig, Statistics};
+use virtio::console::FEATURE_EMERGENCY_WRITE;
 use virtio::net::{Net, NetConfig};
-
 use virtio::{Device as VirtioDevice, Placement, Rng, VirtioPci};
 
 use crate::cli::{
     self, BlkDevice, BlockNode, Config, DetectZeroes, Device, ErrorAction, FileKind, Locking, Model,
     NetBackend, NetDevice, RngDevice, RngSource, Script, Tap as TapOptions, TapSource,
 };
+use crate::qmp::CharInfo;
 use crate::run::Failure;
 
 /// What QEMU's `-netdev tap` runs unless told.
@@ -77,6 +79,8 @@ pub struct Devices {
     pub drives: Vec<Drive>,
     /// The network devices.
     pub nics: Vec<Nic>,
+    /// The chardevs of ports, as `query-chardev` shows them.
+    pub chardevs: Vec<CharInfo>,
 }
 
 impl Devices {
@@ -86,7 +90,8 @@ impl Devices {
     /// # Errors
     /// The first that cannot be had, as `-option …: why`.
     pub fn open(config: &Config, memory: &GuestMemory, domain: &SharedDomain) -> Result<Devices, Failure> {
-        let mut devices = Devices { functions: Vec::new(), drives: Vec::new(), nics: Vec::new() };
+        let mut devices =
+            Devices { functions: Vec::new(), drives: Vec::new(), nics: Vec::new(), chardevs: Vec::new() };
         for device in &config.devices {
             devices.add(config, device, memory, domain).map_err(|error| at(config, &device.typed, error))?;
         }
@@ -112,6 +117,7 @@ impl Devices {
             Model::Blk(options) => self.blk(config, device, options, domain.vcpus())?,
             Model::Net(options) => self.net(config, device, options)?,
             Model::Rng(options) => Arc::new(rng(options)?),
+            Model::Serial(options) => Arc::new(serial::open(config, options, &mut self.chardevs)?),
         };
         let name = if device.id.is_empty() { device.driver } else { &device.id };
         let placement = Placement {
@@ -254,7 +260,7 @@ fn at(config: &Config, typed: &str, failure: Failure) -> Failure {
     if failure.is::<cli::Error>() { failure } else { config.error(typed, &failure.to_string()).into() }
 }
 
-/// Feature bits that the user turned off (virtio 1.3 §5.1.3, §5.2.3).
+/// Feature bits that the user turned off (virtio 1.3 §5.1.3, §5.2.3, §5.3.3).
 fn without(model: &Model) -> u64 {
     let off: &[(bool, u64)] = match model {
         Model::Net(NetDevice { offloads, .. }) => &[
@@ -279,6 +285,7 @@ fn without(model: &Model) -> u64 {
         ],
         Model::Blk(blk) => &[(blk.config_wce, 1 << 11)],
         Model::Rng(_) => &[],
+        Model::Serial(serial) => &[(serial.emergency_write, FEATURE_EMERGENCY_WRITE)],
     };
     let off = off.iter().filter(|(on, _)| !on).fold(0, |all, (_, bit)| all | bit);
     match model {

@@ -59,7 +59,7 @@ fn begin(config: &Config) -> Result<(), Failure> {
 
 /// libxl's question what we can do: QMP until it says quit, and no domain.
 fn probe(config: &Config) -> Result<(), Failure> {
-    let mut qmp = qmp::listen(config)?;
+    let mut qmp = qmp::listen(config, &[])?;
     let signals = Signals::new()?;
     if Control::new(config, None).run(&signals, &mut qmp)? == End::Quit {
         // libxl sends a signal next, and complains if nobody is there to get it.
@@ -90,7 +90,7 @@ fn serve(config: &Config) -> Result<(), Failure> {
     let bus = Arc::new(Bus::new(layout.buses().max(1)));
     bus.insert(Bdf::default(), Arc::new(HostBridge::new()))?;
     devices.insert(&bus)?;
-    let mut qmp = qmp::listen(config)?;
+    let mut qmp = qmp::listen(config, &devices.chardevs)?;
     let signals = Signals::new()?;
     write_pid(config.pid_file.as_deref())?;
 

@@ -266,13 +266,15 @@ fn devices(
             blocks: &config.blocks,
             covered,
             rngs: &config.rngs,
+            chardevs: &config.chardevs,
+            monitors: &config.monitors,
         },
         globals: &mut pending.globals,
         slots: Slots::new(),
         devices: Vec::new(),
     };
     for (given, request) in pending.requests {
-        if no_bus {
+        if no_bus && !request.driver.is_port() {
             return about(given, Err(format!("No 'PCI' bus found for device '{}'", request.driver.name)));
         }
         about(given, builder.add(request, &given.typed))?;

@@ -9,20 +9,14 @@ use super::keyval::{self, Grammar, Pairs};
 const MAX_PATH: usize = 108;
 
 /// Kinds of chardev that are taken and never opened, each with the keys it knows.
-const UNUSED: &[(&str, &[&str])] = &[
-    ("file", &["path", "append", "input-path"]),
-    ("memory", &["size"]),
-    ("pty", &["path"]),
-    ("ringbuf", &["size"]),
-    ("stdio", &["signal"]),
-];
+const UNUSED: &[(&str, &[&str])] = &[("memory", &["size"]), ("ringbuf", &["size"])];
 
 /// Keys that any chardev has: what they set up is not there.
 const COMMON: &[&str] = &["logfile", "logappend", "mux"];
 
 /// The names of the kinds of chardev there are.
 pub(super) fn kinds() -> impl Iterator<Item = &'static str> {
-    ["socket", "null"].into_iter().chain(UNUSED.iter().map(|(name, _)| *name))
+    ["file", "null", "pty", "socket", "stdio"].into_iter().chain(UNUSED.iter().map(|(name, _)| *name))
 }
 
 /// Reads one `-chardev` argument.
@@ -36,8 +30,11 @@ pub(super) fn chardev(argument: &str) -> Result<Chardev, String> {
         pairs.take(key);
     }
     let backend = match kind.as_str() {
-        "socket" => CharBackend::Socket(socket(&mut pairs)?),
+        "socket" => socket(&mut pairs)?,
         "null" => CharBackend::Null,
+        "file" => file(&mut pairs)?,
+        "pty" => CharBackend::Pty,
+        "stdio" => CharBackend::Stdio { signals: pairs.switch("signal")?.unwrap_or(true) },
         _ => match UNUSED.iter().find(|(name, _)| *name == kind) {
             Some((name, keys)) => {
                 for key in *keys {
@@ -60,7 +57,7 @@ pub(super) fn qmp(argument: &str, index: usize, pretty: bool) -> Result<(Chardev
             let mut pairs = keyval::parse(socket_argument, Grammar::Switches, Some("path"))?;
             let socket = socket(&mut pairs)?;
             pairs.finish()?;
-            CharBackend::Socket(socket)
+            socket
         }
         None if matches!(argument, "none" | "null" | "/dev/null") => CharBackend::Null,
         None => return Err("only unix:PATH,server=on,wait=off is supported".to_owned()),
@@ -68,44 +65,64 @@ pub(super) fn qmp(argument: &str, index: usize, pretty: bool) -> Result<(Chardev
     Ok((Chardev { typed: String::new(), id: id.clone(), backend }, Monitor { chardev: id, pretty }))
 }
 
-fn socket(pairs: &mut Pairs) -> Result<SocketChardev, String> {
-    let path = pairs.text("path")?;
-    let fd = pairs.text("fd")?;
+fn file(pairs: &mut Pairs) -> Result<CharBackend, String> {
+    let path = pairs.text("path")?.ok_or("chardev: file: no filename given")?;
+    if pairs.has("input-path") {
+        return Err("'input-path' is not supported: a file is written to only".to_owned());
+    }
+    Ok(CharBackend::File { path: PathBuf::from(path), append: pairs.switch("append")?.unwrap_or(false) })
+}
+
+fn socket(pairs: &mut Pairs) -> Result<CharBackend, String> {
     let server = pairs.switch("server")?.unwrap_or(false);
     let wait = pairs.switch("wait")?;
-    for key in ["host", "port", "tls-creds", "telnet", "tn3270", "websocket", "abstract", "reconnect"] {
+    let refused =
+        ["tls-creds", "tls-authz", "telnet", "tn3270", "websocket", "abstract", "reconnect", "reconnect-ms"];
+    for key in refused {
         if pairs.has(key) {
-            return Err(format!("'{key}' is not supported, only Unix sockets with path= or fd="));
+            return Err(format!("'{key}' is not supported"));
         }
     }
-    pairs.take("tight");
-    let address = match (path, fd) {
-        (Some(_), Some(_)) => {
-            return Err("None or one of 'path', 'fd' or 'host' option required.".to_owned());
+    // Delays, address families and the like, which are as they are.
+    for key in ["tight", "nodelay", "delay", "ipv4", "ipv6"] {
+        pairs.take(key);
+    }
+    let address = address(pairs)?;
+    match (server, wait) {
+        (true, wait) => Ok(CharBackend::Socket(SocketChardev { address, wait: wait.unwrap_or(true) })),
+        (false, None) => Ok(CharBackend::Client(address)),
+        (false, Some(_)) => {
+            Err("'wait' option is incompatible with socket in client connect mode".to_owned())
         }
-        (Some(path), None) if path.len() >= MAX_PATH => {
-            return Err(format!(
-                "UNIX socket path '{path}' is too long\nPath must be less than {MAX_PATH} bytes"
-            ));
+    }
+}
+
+fn address(pairs: &mut Pairs) -> Result<SocketAddress, String> {
+    let (path, host, fd) = (pairs.text("path")?, pairs.text("host")?, pairs.text("fd")?);
+    let port = pairs.text("port")?;
+    match (path, host, fd) {
+        (Some(path), None, None) if path.len() >= MAX_PATH => {
+            Err(format!("UNIX socket path '{path}' is too long\nPath must be less than {MAX_PATH} bytes"))
         }
-        (Some(path), None) if path.is_empty() => return Err("Parameter 'path' is empty".to_owned()),
-        (Some(path), None) => SocketAddress::Path(PathBuf::from(path)),
-        (None, fd) => {
+        (Some(path), None, None) if path.is_empty() => Err("Parameter 'path' is empty".to_owned()),
+        (Some(path), None, None) => Ok(SocketAddress::Path(PathBuf::from(path))),
+        (None, Some(host), None) => {
+            let port = port.ok_or("chardev: socket: no port given")?;
+            let number =
+                port.parse().map_err(|_| format!("port '{port}' is not a number from 0 to 65535"))?;
+            // None in particular: all that this host has.
+            let host = if host.is_empty() { "0.0.0.0".to_owned() } else { host };
+            Ok(SocketAddress::Tcp(host, number))
+        }
+        (None, None, fd) => {
             let text = fd.unwrap_or_default();
             match text.parse() {
-                Ok(fd) if fd >= 0 => SocketAddress::Fd(fd),
-                _ => return Err(format!("Unable to parse FD number {text}")),
+                Ok(fd) if fd >= 0 => Ok(SocketAddress::Fd(fd)),
+                _ => Err(format!("Unable to parse FD number {text}")),
             }
         }
-    };
-    if !server {
-        return Err(if wait.is_some() {
-            "'wait' option is incompatible with socket in client connect mode".to_owned()
-        } else {
-            "client sockets are not supported, use server=on".to_owned()
-        });
+        _ => Err("None or one of 'path', 'fd' or 'host' option required.".to_owned()),
     }
-    Ok(SocketChardev { address, wait: wait.unwrap_or(true) })
 }
 
 /// Reads one `-mon` argument: its id, and the monitor.
@@ -137,8 +154,7 @@ pub(super) fn check_monitor(
     }
     match &chardev.backend {
         CharBackend::Socket(_) | CharBackend::Null => Ok(()),
-        CharBackend::Unused(kind) => {
-            Err(format!("chardev '{name}' is a {kind}, only a socket is supported here"))
-        }
+        CharBackend::Client(_) => Err("client sockets are not supported, use server=on".to_owned()),
+        other => Err(format!("chardev '{name}' is a {}, only a socket is supported here", other.kind())),
     }
 }

@@ -25,7 +25,7 @@ pub struct Config {
     pub smp: Option<Smp>,
     /// Character devices in command-line order.
     pub chardevs: Vec<Chardev>,
-    /// QMP monitors in command-line order. The chardev of each is a socket or null.
+    /// QMP monitors in command-line order. The chardev of each is a socket that we serve, or null.
     pub monitors: Vec<Monitor>,
     /// Host network ends in command-line order.
     pub netdevs: Vec<Netdev>,
@@ -163,19 +163,50 @@ pub struct Chardev {
     pub backend: CharBackend,
 }
 
-/// What a chardev talks to.
+/// What a chardev talks to. It is opened for the monitor or the device that uses it, and not otherwise: libxl adds
+/// such for consoles that it then gives to others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CharBackend {
-    /// A Unix socket that we serve.
+    /// A socket that we serve.
     Socket(SocketChardev),
+    /// A socket that somebody else serves.
+    Client(SocketAddress),
     /// Nothing.
     Null,
-    /// A kind that no device here can use: taken, because libxl adds such (`pty`) for consoles that
-    /// it then gives to others, and never opened.
+    /// A file, to be written to.
+    File {
+        /// Where.
+        path: PathBuf,
+        /// `append=on`: what is in it stays.
+        append: bool,
+    },
+    /// A new pty.
+    Pty,
+    /// Standard input and output.
+    Stdio {
+        /// `signal=off`: ^C and its like are for the guest.
+        signals: bool,
+    },
+    /// A kind that nothing here can use.
     Unused(&'static str),
 }
 
-/// A listening Unix socket.
+impl CharBackend {
+    /// Its name on the command line.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            CharBackend::Socket(_) | CharBackend::Client(_) => "socket",
+            CharBackend::Null => "null",
+            CharBackend::File { .. } => "file",
+            CharBackend::Pty => "pty",
+            CharBackend::Stdio { .. } => "stdio",
+            CharBackend::Unused(kind) => kind,
+        }
+    }
+}
+
+/// A listening socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketChardev {
     /// Where.

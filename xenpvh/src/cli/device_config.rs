@@ -68,6 +68,8 @@ pub enum Model {
     Blk(BlkDevice),
     /// `virtio-rng-pci`.
     Rng(RngDevice),
+    /// `virtio-serial-pci`.
+    Serial(SerialDevice),
 }
 
 /// Properties of `virtio-net-pci`.
@@ -190,4 +192,30 @@ pub struct RngDevice {
     pub max_bytes: Option<u64>,
     /// `period=` in milliseconds, at least 1.
     pub period: u32,
+}
+
+/// Properties of `virtio-serial-pci`, and what is plugged into it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SerialDevice {
+    /// `max_ports=`, 1 to 31.
+    pub max_ports: u16,
+    /// `emergency-write=`: the guest may write a byte to its first console without a queue.
+    pub emergency_write: bool,
+    /// The ports in command-line order.
+    pub ports: Vec<SerialPort>,
+}
+
+/// `-device virtconsole` or `-device virtserialport`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SerialPort {
+    /// The option as typed, for messages: `-opt value`.
+    pub typed: String,
+    /// Whether it is a `virtconsole`.
+    pub console: bool,
+    /// `nr=`, or the first that is free; below `max_ports`, and unlike that of any other port of the device.
+    pub number: u16,
+    /// `name=`; empty when not given, else unlike that of any other port of the device.
+    pub name: String,
+    /// `chardev=`: a [`Chardev`](super::Chardev)'s id. Nothing else has the same.
+    pub chardev: Option<String>,
 }

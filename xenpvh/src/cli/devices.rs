@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::config::{BlockNode, ErrorAction, Netdev, RngObject, RngSource};
-use super::device_config::{BlkDevice, Device, Model, NetDevice, NetOffloads, RngDevice, Transport};
+use super::config::{BlockNode, CharBackend, Chardev, ErrorAction, Monitor, Netdev, RngObject, RngSource};
+use super::device_config::{
+    BlkDevice, Device, Model, NetDevice, NetOffloads, RngDevice, SerialDevice, SerialPort, Transport,
+};
 use super::drivers::{Global, Kind, Request};
 use super::drives::ERROR_ACTIONS;
 use super::keyval::Value;
@@ -17,6 +19,7 @@ const UNSPECIFIED: u64 = u32::MAX as u64;
 const MAX_BLK_QUEUES: u64 = 1024;
 const MAX_BLOCK: u64 = 2 << 20;
 const MAX_RANGE_SECTORS: u64 = 4_194_303;
+const MAX_PORTS: u64 = 31;
 
 /// What devices may refer to.
 pub(super) struct References<'a> {
@@ -25,6 +28,8 @@ pub(super) struct References<'a> {
     /// Names of nodes that lie under others, with the name of the one above.
     pub covered: &'a [(String, String)],
     pub rngs: &'a [RngObject],
+    pub chardevs: &'a [Chardev],
+    pub monitors: &'a [Monitor],
 }
 
 /// The settings of one device: what was given, over what `-global` says, over defaults.
@@ -93,6 +98,9 @@ pub(super) struct Builder<'a> {
 impl Builder<'_> {
     /// Builds one more device.
     pub fn add(&mut self, request: Request, typed: &str) -> Result<(), String> {
+        if request.driver.is_port() {
+            return self.port(request, typed);
+        }
         let (driver, id) = (request.driver, request.id.clone());
         let settings = Settings::read(request, self.globals)?;
         let multifunction = settings.on("multifunction");
@@ -102,6 +110,8 @@ impl Builder<'_> {
         };
         let addr = self.slots.take(wanted, multifunction, driver.name, &id)?;
         let vectors = match settings.number("vectors") {
+            // Its many queues share them, as in QEMU: a vector for each would be most that a guest has.
+            UNSPECIFIED if driver.kind == Kind::Serial => Some(settings.small("max_ports").saturating_add(1)),
             UNSPECIFIED => None,
             number if number <= MAX_VECTORS => u16::try_from(number).ok(),
             _ => return Err(format!("Parameter 'vectors' expects at most {MAX_VECTORS}")),
@@ -110,6 +120,7 @@ impl Builder<'_> {
             Kind::Net => Model::Net(self.net(&settings)?),
             Kind::Blk => Model::Blk(self.blk(&settings)?),
             Kind::Rng => Model::Rng(self.rng(&settings)?),
+            Kind::Serial | Kind::Console | Kind::SerialPort => Model::Serial(serial(&settings)?),
         };
         self.devices.push(Device {
             typed: typed.to_owned(),
@@ -307,6 +318,110 @@ impl Builder<'_> {
         let unlimited = max_bytes == u64::try_from(i64::MAX).unwrap_or(u64::MAX);
         Ok(RngDevice { source, max_bytes: (!unlimited).then_some(max_bytes), period })
     }
+
+    /// Plugs a port into a device that is there already.
+    fn port(&mut self, request: Request, typed: &str) -> Result<(), String> {
+        let (driver, bus) = (request.driver, request.bus.clone());
+        let settings = Settings::read(request, self.globals)?;
+        let console = driver.kind == Kind::Console;
+        let chardev = settings.text("chardev").map(str::to_owned);
+        if let Some(id) = &chardev {
+            self.check_chardev(id, driver.name)?;
+        }
+        let (name, device) = self.serial_bus(bus.as_deref(), driver.name)?;
+        let wanted = match settings.number("nr") {
+            UNSPECIFIED => None,
+            number => Some(number),
+        };
+        let taken = |number: u64| device.ports.iter().any(|port| u64::from(port.number) == number);
+        if let Some(number) = wanted.filter(|number| taken(*number)) {
+            return Err(format!("{name}: A port already exists at id {number}"));
+        }
+        let label = settings.text("name").unwrap_or_default().to_owned();
+        if !label.is_empty() && device.ports.iter().any(|port| port.name == label) {
+            return Err(format!("{name}: A port already exists by name {label}"));
+        }
+        let limit = u64::from(device.max_ports);
+        // Number 0 is a console's.
+        let free = || (if console { 0 } else { 1 }..limit).find(|number| !taken(*number));
+        let number = match wanted.or_else(free) {
+            None => return Err(format!("{name}: Maximum port limit for this device reached")),
+            Some(number) if number >= limit => {
+                return Err(format!(
+                    "{name}: Out-of-range port id specified, max. allowed: {}",
+                    limit.saturating_sub(1)
+                ));
+            }
+            Some(0) if !console => {
+                return Err("Port number 0 on virtio-serial devices reserved for virtconsole devices \
+                            for backward compatibility."
+                    .to_owned());
+            }
+            Some(number) => u16::try_from(number).unwrap_or(u16::MAX),
+        };
+        device.ports.push(SerialPort { typed: typed.to_owned(), console, number, name: label, chardev });
+        Ok(())
+    }
+
+    fn check_chardev(&self, id: &str, driver: &str) -> Result<(), String> {
+        let References { chardevs, monitors, .. } = &self.references;
+        let Some(chardev) = chardevs.iter().find(|chardev| chardev.id == id) else {
+            return Err(format!("Property '{driver}.chardev' can't find value '{id}'"));
+        };
+        let ports = self.devices.iter().flat_map(|device| match &device.model {
+            Model::Serial(serial) => serial.ports.as_slice(),
+            _ => &[],
+        });
+        let mut others = ports.filter_map(|port| port.chardev.as_deref());
+        let wrong = if others.any(|other| other == id) || monitors.iter().any(|other| other.chardev == id) {
+            format!("chardev '{id}' is already in use")
+        } else if let CharBackend::Unused(kind) = chardev.backend {
+            format!("a {kind} is not supported")
+        } else {
+            return Ok(());
+        };
+        Err(format!("Property '{driver}.chardev' can't take value '{id}': {wrong}"))
+    }
+
+    /// The device whose bus is called `wanted`, or the last one; and what QEMU calls that kind of bus.
+    fn serial_bus(
+        &mut self,
+        wanted: Option<&str>,
+        driver: &str,
+    ) -> Result<(&'static str, &mut SerialDevice), String> {
+        const KIND: &str = "virtio-serial-bus";
+        let buses = self.devices.iter_mut().filter_map(|device| match &mut device.model {
+            Model::Serial(serial) => Some((&device.id, serial)),
+            _ => None,
+        });
+        let mut unnamed = 0u32;
+        let mut found = None;
+        for (id, serial) in buses {
+            let name = if id.is_empty() {
+                let name = format!("{KIND}.{unnamed}");
+                unnamed = unnamed.saturating_add(1);
+                name
+            } else {
+                format!("{id}.0")
+            };
+            if wanted.is_none_or(|wanted| wanted == name) {
+                found = Some((KIND, serial));
+            }
+        }
+        found.ok_or_else(|| match wanted {
+            Some(bus) => format!("Bus '{bus}' not found"),
+            None => format!("No '{KIND}' bus found for device '{driver}'"),
+        })
+    }
+}
+
+fn serial(settings: &Settings) -> Result<SerialDevice, String> {
+    let max_ports = match settings.number("max_ports") {
+        0 => return Err("Maximum number of serial ports not specified".to_owned()),
+        1..=MAX_PORTS => settings.small("max_ports"),
+        _ => return Err(format!("maximum ports supported: {MAX_PORTS}")),
+    };
+    Ok(SerialDevice { max_ports, emergency_write: settings.on("emergency-write"), ports: Vec::new() })
 }
 
 fn block_size(name: &str, settings: &Settings) -> Result<Option<u32>, String> {

@@ -9,6 +9,9 @@ pub(super) enum Kind {
     Net,
     Blk,
     Rng,
+    Serial,
+    Console,
+    SerialPort,
 }
 
 /// A driver that `-device` takes.
@@ -19,10 +22,17 @@ pub(super) struct Driver {
     /// The class of the virtio half, which messages and `-global` name.
     pub virtio: &'static str,
     pub kind: Kind,
+    /// What it is plugged into, as QEMU calls it.
+    pub bus: &'static str,
     /// Heading in `-device help`.
     pub category: &'static str,
     pub properties: &'static [Property],
 }
+
+/// The bus of virtio-pci devices.
+const PCI: &str = "PCI";
+/// The bus that a `virtio-serial-pci` makes.
+const SERIAL: &str = "virtio-serial-bus";
 
 /// The drivers there are.
 pub(super) const DRIVERS: &[Driver] = &[
@@ -31,6 +41,7 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "virtio-blk",
         virtio: "virtio-blk-device",
         kind: Kind::Blk,
+        bus: PCI,
         category: "Storage devices",
         properties: properties::BLK,
     },
@@ -39,6 +50,7 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "",
         virtio: "virtio-blk-device",
         kind: Kind::Blk,
+        bus: PCI,
         category: "Storage devices",
         properties: properties::BLK,
     },
@@ -47,6 +59,7 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "virtio-net",
         virtio: "virtio-net-device",
         kind: Kind::Net,
+        bus: PCI,
         category: "Network devices",
         properties: properties::NET,
     },
@@ -55,6 +68,7 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "",
         virtio: "virtio-net-device",
         kind: Kind::Net,
+        bus: PCI,
         category: "Network devices",
         properties: properties::NET,
     },
@@ -63,6 +77,7 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "virtio-rng",
         virtio: "virtio-rng-device",
         kind: Kind::Rng,
+        bus: PCI,
         category: "Misc devices",
         properties: properties::RNG,
     },
@@ -71,21 +86,70 @@ pub(super) const DRIVERS: &[Driver] = &[
         alias: "",
         virtio: "virtio-rng-device",
         kind: Kind::Rng,
+        bus: PCI,
         category: "Misc devices",
         properties: properties::RNG,
+    },
+    Driver {
+        name: "virtio-serial-pci",
+        alias: "virtio-serial",
+        virtio: "virtio-serial-device",
+        kind: Kind::Serial,
+        bus: PCI,
+        category: "Input devices",
+        properties: properties::SERIAL,
+    },
+    Driver {
+        name: "virtio-serial-pci-non-transitional",
+        alias: "",
+        virtio: "virtio-serial-device",
+        kind: Kind::Serial,
+        bus: PCI,
+        category: "Input devices",
+        properties: properties::SERIAL,
+    },
+    Driver {
+        name: "virtconsole",
+        alias: "",
+        virtio: "virtconsole",
+        kind: Kind::Console,
+        bus: SERIAL,
+        category: "Input devices",
+        properties: properties::PORT,
+    },
+    Driver {
+        name: "virtserialport",
+        alias: "",
+        virtio: "virtserialport",
+        kind: Kind::SerialPort,
+        bus: SERIAL,
+        category: "Input devices",
+        properties: properties::PORT,
     },
 ];
 
 impl Driver {
     /// Every property, in order of name.
     pub fn all_properties(&self) -> Vec<&'static Property> {
-        let mut all: Vec<_> = properties::COMMON.iter().chain(self.properties).collect();
+        let common = if self.is_port() { &[] } else { properties::COMMON };
+        let mut all: Vec<_> = common.iter().chain(self.properties).collect();
         all.sort_by_key(|property| property.name);
         all
     }
 
+    /// Whether it is plugged into a `virtio-serial-pci`, and not a PCI function itself.
+    pub fn is_port(&self) -> bool {
+        self.bus == SERIAL
+    }
+
     /// Whether a `-global` for `class` is for this driver.
     pub fn is_a(&self, class: &str) -> bool {
+        if self.is_port() {
+            let console = self.kind == Kind::Console;
+            return class == self.name
+                || matches!(class, "virtio-serial-port" | "device")
+                || (console && class == "virtserialport");
+        }
         let base = self.name.strip_suffix("-non-transitional").unwrap_or(self.name);
         class == self.name
             || class == self.virtio
@@ -114,6 +178,8 @@ pub(super) fn driver(name: &str) -> Result<&'static Driver, String> {
 pub(super) struct Request {
     pub driver: &'static Driver,
     pub id: String,
+    /// `bus=`, for a port. A PCI function's is there.
+    pub bus: Option<String>,
     pub settings: Vec<(String, Value)>,
 }
 
@@ -124,12 +190,15 @@ pub(super) fn request(argument: &str) -> Result<Request, String> {
     let name =
         pairs.text("driver")?.filter(|name| !name.is_empty()).ok_or("Parameter 'driver' is missing")?;
     let driver = driver(&name)?;
-    if let Some(bus) = pairs.text("bus")?
-        && bus != "pcie.0"
-    {
-        return Err(format!("Bus '{bus}' not found"));
+    let bus = pairs.text("bus")?;
+    match bus.as_deref() {
+        Some("pcie.0") if driver.is_port() => {
+            return Err(format!("Device '{}' can't go on PCIE bus", driver.name));
+        }
+        Some(bus) if bus != "pcie.0" && !driver.is_port() => return Err(format!("Bus '{bus}' not found")),
+        _ => {}
     }
-    Ok(Request { driver, id, settings: pairs.into_rest() })
+    Ok(Request { driver, id, bus, settings: pairs.into_rest() })
 }
 
 /// A `-global`.

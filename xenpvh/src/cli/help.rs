@@ -113,7 +113,7 @@ fn devices() -> String {
         }
         let alias =
             if driver.alias.is_empty() { String::new() } else { format!(", alias \"{}\"", driver.alias) };
-        let _ = writeln!(text, "name \"{}\", bus PCI{alias}", driver.name);
+        let _ = writeln!(text, "name \"{}\", bus {}{alias}", driver.name, driver.bus);
     }
     text
 }

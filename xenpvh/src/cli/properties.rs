@@ -181,6 +181,19 @@ pub(super) const RNG: &[Property] = &[
     virtio("rng", Type::Link, "", "ID of an rng object"),
 ];
 
+/// Properties of `virtio-serial-pci`.
+pub(super) const SERIAL: &[Property] = &[
+    offer("emergency-write", "Guest may write to its first console without a queue"),
+    virtio("max_ports", Type::U32, "31", "Number of ports that there may be, 1 to 31"),
+];
+
+/// Properties of `virtconsole` and `virtserialport`.
+pub(super) const PORT: &[Property] = &[
+    virtio("chardev", Type::Link, "", "ID of a chardev to use as a backend"),
+    virtio("name", Type::Str, "", "What the guest calls the port"),
+    virtio("nr", Type::U32, "4294967295", "Number of the port, by default the first that is free"),
+];
+
 impl Type {
     /// What `-device X,help` calls it.
     pub fn name(self) -> &'static str {

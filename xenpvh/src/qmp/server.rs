@@ -55,11 +55,12 @@ pub struct Server {
     chardevs: Vec<CharInfo>,
 }
 
-/// Opens the monitors of `config`. Waits for a client on those that say `wait=on`.
+/// Opens the monitors of `config`. Waits for a client on those that say `wait=on`. Other chardevs are those that
+/// devices have opened.
 ///
 /// # Errors
 /// A socket cannot be had.
-pub fn listen(config: &Config) -> Result<Server, CommandLineError> {
+pub fn listen(config: &Config, opened: &[CharInfo]) -> Result<Server, CommandLineError> {
     let mut server = Server::default();
     for chardev in &config.chardevs {
         let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
@@ -74,10 +75,12 @@ pub fn listen(config: &Config) -> Result<Server, CommandLineError> {
                 }
                 filename
             }
-            // Nobody uses it, so nobody can call.
-            (CharBackend::Socket(_), None) => "disconnected:socket".to_owned(),
-            (CharBackend::Null, _) => "null".to_owned(),
-            (CharBackend::Unused(kind), _) => (*kind).to_owned(),
+            (backend, _) => match opened.iter().find(|other| other.label == chardev.id) {
+                Some(opened) => opened.filename.clone(),
+                // Nobody uses it, so nobody can call.
+                None if backend.kind() == "socket" => "disconnected:socket".to_owned(),
+                None => backend.kind().to_owned(),
+            },
         };
         server.chardevs.push(CharInfo { label: chardev.id.clone(), filename });
     }

@@ -120,7 +120,22 @@ fn chardevs_and_monitors() {
             "-chardev socket,id=c,path=/s,wait=off",
             "'wait' option is incompatible with socket in client connect mode",
         ),
-        ("-chardev socket,id=c,path=/s", "client sockets are not supported, use server=on"),
+        (
+            "-chardev socket,id=c,path=/s -mon c,mode=control",
+            "client sockets are not supported, use server=on",
+        ),
+        ("-chardev socket,id=c,host=h,path=/s", "None or one of 'path', 'fd' or 'host' option required."),
+        ("-chardev socket,id=c,host=h", "chardev: socket: no port given"),
+        ("-chardev socket,id=c,host=h,port=http", "port 'http' is not a number from 0 to 65535"),
+        ("-chardev socket,id=c,host=h,port=65536", "port '65536' is not a number from 0 to 65535"),
+        ("-chardev socket,id=c,path=/s,reconnect=1", "'reconnect' is not supported"),
+        ("-chardev file,id=c", "chardev: file: no filename given"),
+        ("-chardev file,id=c,path=/f,append=maybe", "Parameter 'append' expects 'on' or 'off'"),
+        (
+            "-chardev file,id=c,path=/f,input-path=/g",
+            "'input-path' is not supported: a file is written to only",
+        ),
+        ("-chardev pty,id=c,foo=1", "Invalid parameter 'foo'"),
         (
             "-chardev null,id=1c",
             "Parameter 'id' expects an identifier\n\
@@ -253,6 +268,62 @@ fn drives() {
     let deep = "file.".repeat(20_000);
     let message = complaint(&format!("-xen-domid 1 -blockdev raw,node-name=d,{deep}driver=file"));
     assert!(message.ends_with("Parameter 'file.driver' is missing"), "{}", message.len());
+}
+
+#[test]
+fn serial_ports() {
+    let serial = "-device virtio-serial-pci,id=vs";
+    let second = "-chardev null,id=c -device virtio-serial,max_ports=2";
+    refused(&[
+        ("-device virtio-serial-pci,max_ports=0", "Maximum number of serial ports not specified"),
+        ("-device virtio-serial-pci,max_ports=32", "maximum ports supported: 31"),
+        ("-device virtio-serial-pci,emergency-write=x", "Parameter 'emergency-write' expects 'on' or 'off'"),
+        ("-device virtconsole", "No 'virtio-serial-bus' bus found for device 'virtconsole'"),
+        ("-device virtserialport,bus=vs.0", "Bus 'vs.0' not found"),
+        ("-device virtserialport,bus=pcie.0", "Device 'virtserialport' can't go on PCIE bus"),
+        ("-device virtio-rng-pci,bus=vs.0", "Bus 'vs.0' not found"),
+        (&format!("{serial} -device virtconsole,bus=vs.1"), "Bus 'vs.1' not found"),
+        (&format!("{serial} -device virtconsole,foo=1"), "Property 'virtconsole.foo' not found"),
+        (&format!("{serial} -device virtconsole,addr=3"), "Property 'virtconsole.addr' not found"),
+        (&format!("{serial} -device virtconsole,nr=x"), "Parameter 'nr' expects integer"),
+        (
+            &format!("{serial} -device virtconsole,chardev=nope"),
+            "Property 'virtconsole.chardev' can't find value 'nope'",
+        ),
+        (
+            &format!("{second} -device virtconsole,chardev=c -device virtserialport,chardev=c"),
+            "Property 'virtserialport.chardev' can't take value 'c': chardev 'c' is already in use",
+        ),
+        (
+            &format!("{second} -mon c,mode=control -device virtconsole,chardev=c"),
+            "Property 'virtconsole.chardev' can't take value 'c': chardev 'c' is already in use",
+        ),
+        (
+            &format!("-chardev ringbuf,id=r {serial} -device virtconsole,chardev=r"),
+            "Property 'virtconsole.chardev' can't take value 'r': a ringbuf is not supported",
+        ),
+        (
+            &format!("{second} -device virtserialport -device virtserialport"),
+            "virtio-serial-bus: Maximum port limit for this device reached",
+        ),
+        (
+            &format!("{second} -device virtconsole,nr=2"),
+            "virtio-serial-bus: Out-of-range port id specified, max. allowed: 1",
+        ),
+        (
+            &format!("{second} -device virtconsole,nr=1 -device virtserialport,nr=1"),
+            "virtio-serial-bus: A port already exists at id 1",
+        ),
+        (
+            &format!("{serial} -device virtserialport,name=a -device virtserialport,name=a"),
+            "virtio-serial-bus: A port already exists by name a",
+        ),
+        (
+            &format!("{serial} -device virtserialport,nr=0"),
+            "Port number 0 on virtio-serial devices reserved for virtconsole devices for backward compatibility.",
+        ),
+        (&format!("{serial} -device virtconsole,id=vs"), "Duplicate ID 'vs' for device"),
+    ]);
 }
 
 #[test]

@@ -111,7 +111,7 @@ fn what_libxl_passes() {
     assert!(more.restrict && more.paused);
     assert_eq!(more.chroot.as_deref(), Some(Path::new("/var/run/xen/qemu-root-7")));
     assert_eq!(more.incoming, Some(Incoming::Fd(5)));
-    assert_eq!(more.chardev("libxl-channel0").unwrap().backend, CharBackend::Unused("pty"));
+    assert_eq!(more.chardev("libxl-channel0").unwrap().backend, CharBackend::Pty);
     assert_eq!(
         config("-xen-domid 7 -machine xenpv -chroot /c -runas u").user,
         Some(User::Name("u".to_owned()))
@@ -356,6 +356,65 @@ fn qmp_the_short_way() {
     assert_eq!(config.chardevs[0].typed, "-qmp unix:/s,server,nowait");
     assert_eq!(untyped(&config.chardevs)[0], socket("compat_monitor0", "/s"));
     assert_eq!(config.monitors[1], Monitor { chardev: "compat_monitor1".to_owned(), pretty: true });
+}
+
+#[test]
+fn serial_ports() {
+    let config = config(
+        "-xen-domid 1 -chardev pty,id=c0 -chardev socket,id=c1,path=/qga,server=on,wait=off -chardev stdio,id=c2 \
+         -device virtio-serial-pci,id=vs0,max_ports=5 -device virtio-serial,emergency-write=off \
+         -device virtserialport,chardev=c1,name=org.qemu.guest_agent.0,bus=vs0.0,id=qga \
+         -device virtconsole,chardev=c0,bus=vs0.0 -device virtconsole,bus=vs0.0 -device virtconsole,chardev=c2 \
+         -device virtserialport,nr=4,bus=vs0.0 -device virtserialport,bus=virtio-serial-bus.0",
+    );
+    let serial = |index: usize| {
+        let device = &config.devices[index];
+        let Model::Serial(serial) = &device.model else { panic!("{device:?}") };
+        let ports = serial.ports.iter().map(|port| (port.console, port.number, port.chardev.as_deref()));
+        (device.driver, device.vectors, serial.emergency_write, ports.collect::<Vec<_>>())
+    };
+    assert_eq!(config.devices.len(), 2);
+    assert_eq!(
+        serial(0),
+        (
+            "virtio-serial-pci",
+            Some(6),
+            true,
+            vec![(false, 1, Some("c1")), (true, 0, Some("c0")), (true, 2, None), (false, 4, None)]
+        )
+    );
+    // Those that name no bus go to the last device.
+    assert_eq!(
+        serial(1),
+        ("virtio-serial-pci", Some(32), false, vec![(true, 0, Some("c2")), (false, 1, None)])
+    );
+    let Model::Serial(first) = &config.devices[0].model else { panic!("{:?}", config.devices) };
+    assert_eq!((first.max_ports, first.ports[0].name.as_str()), (5, "org.qemu.guest_agent.0"));
+    assert!(first.ports[1].typed.starts_with("-device virtconsole,chardev=c0"));
+}
+
+#[test]
+fn kinds_of_chardev() {
+    let config = config(
+        "-xen-domid 1 -chardev socket,id=a,host=::1,port=4444 -chardev socket,id=b,host=,port=0,server \
+         -chardev file,id=c,path=/f,append=on -chardev stdio,id=d,signal=off -chardev socket,id=e,fd=5 \
+         -chardev ringbuf,id=f,size=64K -chardev null,id=g -chardev pty,id=h",
+    );
+    let backends: Vec<_> = config.chardevs.iter().map(|chardev| chardev.backend.clone()).collect();
+    let any = SocketAddress::Tcp("0.0.0.0".to_owned(), 0);
+    assert_eq!(
+        backends,
+        [
+            CharBackend::Client(SocketAddress::Tcp("::1".to_owned(), 4444)),
+            CharBackend::Socket(SocketChardev { address: any, wait: true }),
+            CharBackend::File { path: PathBuf::from("/f"), append: true },
+            CharBackend::Stdio { signals: false },
+            CharBackend::Client(SocketAddress::Fd(5)),
+            CharBackend::Unused("ringbuf"),
+            CharBackend::Null,
+            CharBackend::Pty,
+        ]
+    );
 }
 
 #[test]

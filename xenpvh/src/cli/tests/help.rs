@@ -32,6 +32,11 @@ fn lists() {
         devices.contains("Network devices:\nname \"virtio-net-pci\", bus PCI, alias \"virtio-net\"\n"),
         "{devices}"
     );
+    assert!(
+        devices.contains("Input devices:\nname \"virtio-serial-pci\", bus PCI, alias \"virtio-serial\"\n"),
+        "{devices}"
+    );
+    assert!(devices.contains("\nname \"virtconsole\", bus virtio-serial-bus\n"), "{devices}");
     assert!(printed("-netdev help").contains("  tap\n"));
     assert!(printed("-chardev help").contains("  socket\n"));
     assert!(printed("-object help").contains("  rng-random\n"));
@@ -48,6 +53,14 @@ fn help_on_a_device_names_each_property_with_its_type_and_default() {
     );
     assert!(
         text.contains("\n  aer=<bool>             - on/off (default: off); can only be off: not supported\n")
+    );
+    assert!(printed("-device virtio-serial,help").contains(" 1 to 31 (default: 31)\n"));
+    assert_eq!(
+        printed("-device virtserialport,help"),
+        "virtserialport options:\n  \
+         chardev=<str>          - ID of a chardev to use as a backend\n  \
+         name=<str>             - What the guest calls the port\n  \
+         nr=<uint32>            - Number of the port, by default the first that is free\n"
     );
     assert!(printed("-device virtio-blk-pci,help").contains("\n  drive=<str> "));
     assert!(printed("-device driver=virtio-rng-pci,help").contains("\n  rng=<str> "));

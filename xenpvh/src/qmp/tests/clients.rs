@@ -258,7 +258,7 @@ fn a_command_line_becomes_a_server() {
             thread::sleep(Duration::from_millis(1));
         }
     });
-    let server = listen(&config).unwrap();
+    let server = listen(&config, &[]).unwrap();
     let mut client = caller.join().unwrap();
     client.set_nonblocking(true).unwrap();
     let mut bench = Bench { server, ..Bench::new() };
@@ -283,7 +283,7 @@ fn a_command_line_becomes_a_server() {
     );
     let Ok(cli::Outcome::Run(config)) = bad else { panic!("{bad:?}") };
     assert_eq!(
-        listen(&config).unwrap_err().to_string(),
+        listen(&config, &[]).unwrap_err().to_string(),
         "x: -chardev socket,id=a,path=/nowhere/x,server=on,wait=off: \
          Failed to bind socket to /nowhere/x: No such file or directory"
     );
