@@ -3,8 +3,10 @@
 
 mod platform;
 
+use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use platform::{Configuration, Dma, Platform};
@@ -12,6 +14,7 @@ use proofs::{GUEST_MAC, HOST_MAC, MMIO, MMIO_HIGH, datagram, in_network, mac, se
 use tempfile::NamedTempFile;
 use virtio_drivers::Error;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::device::console::VirtIOConsole;
 use virtio_drivers::device::net::VirtIONet;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::pci::bus::{
@@ -264,6 +267,46 @@ fn gives_entropy() {
     }
     let expected = total / 256;
     assert!(counts.iter().all(|count| (expected / 3..expected * 3).contains(count)), "{counts:?}");
+}
+
+/// It is a driver of one port, without control queues.
+#[test]
+fn talks_on_a_console() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    let line = format!(
+        "-chardev socket,id=c,path={},server=on,wait=off -device virtio-serial-pci -device virtconsole,chardev=c",
+        path.display()
+    );
+    let platform = Platform::new(&arguments(&line));
+    let mut console =
+        VirtIOConsole::<Dma, _>::new(transport(DeviceType::Console, Configuration::Ecam)).expect("a driver");
+    assert_eq!(console.size(), Ok(None));
+    // Nobody hears it.
+    console.send_bytes(b"lost").expect("sent");
+    for round in 0..20 {
+        let mut host = UnixStream::connect(&path).expect("a connection");
+        host.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        let sent = pattern(round, 1 + round * 500);
+        host.write_all(&sent).expect("sent");
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut found = Vec::new();
+        while found.len() < sent.len() {
+            assert!(Instant::now() < end, "{} of {} bytes came", found.len(), sent.len());
+            match console.recv(true).expect("received") {
+                Some(byte) => found.push(byte),
+                None => std::thread::yield_now(),
+            }
+        }
+        assert!(found == sent, "round {round}");
+        console.send_bytes(&sent[..sent.len().min(4096)]).expect("sent");
+        let mut back = vec![0; sent.len().min(4096)];
+        host.read_exact(&mut back).expect("the guest's bytes");
+        assert!(back[..] == sent[..back.len()], "round {round}");
+    }
+    drop(console);
+    // It forgets to give back the buffer that it had lent for reception, and the table that says where that is.
+    assert!(platform.pages_in_use() <= 3, "{} pages", platform.pages_in_use());
 }
 
 #[test]
