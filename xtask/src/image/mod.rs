@@ -95,8 +95,16 @@ const DOM0_MODULES: &[&str] = &[
 const GUEST_PROGRAMS: &[&str] =
     &["usr/bin/iperf3", "usr/bin/lspci", "usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "usr/sbin/mke2fs"];
 
-const GUEST_MODULES: &[&str] =
-    &["virtio_blk", "virtio_net", "virtio_rng", "ext4", "crc32c_generic", "xen-blkfront", "xen-netfront"];
+const GUEST_MODULES: &[&str] = &[
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+    "virtio_console",
+    "ext4",
+    "crc32c_generic",
+    "xen-blkfront",
+    "xen-netfront",
+];
 
 /// QEMU's xenpvh, the peer that `bench` compares with.
 const PEER_PROGRAMS: &[&str] = &["usr/libexec/xen-qemu-system-i386"];

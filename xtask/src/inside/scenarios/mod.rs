@@ -2,6 +2,7 @@
 
 mod bad_start;
 mod by_hand;
+mod console;
 mod first_guest;
 mod hostile;
 mod large;
@@ -32,6 +33,7 @@ const ALL: &[Scenario] = &[
     scenario("bad-start", bad_start::test),
     scenario("by-hand-and-killed", by_hand::test),
     scenario("reboot", reboot::test),
+    scenario("console", console::test),
     scenario("two-guests", together::test),
     scenario("four-vcpus", wide::test),
     scenario("large-guest", large::test),
