@@ -9,6 +9,7 @@ pub mod blk_request;
 pub mod bus;
 pub mod command_line;
 pub mod config_space;
+pub mod console;
 mod guest;
 pub mod ioreq_slot;
 pub mod msix_table;
@@ -30,6 +31,7 @@ pub const ALL: &[Target] = &[
     ("bus", bus::run),
     ("command_line", command_line::run),
     ("config_space", config_space::run),
+    ("console", console::run),
     ("ioreq_slot", ioreq_slot::run),
     ("msix_table", msix_table::run),
     ("net_control", net_control::run),

@@ -116,6 +116,7 @@ replays! {
     bus: 300,
     command_line: 3000,
     config_space: 3000,
+    console: 500,
     ioreq_slot: 500,
     msix_table: 3000,
     net_control: 500,
