@@ -35,7 +35,7 @@ pub struct Plain {
     /// The other end of a pty. With us on it, too, it is never without anybody, which would be an error at ours.
     _other_end: Option<OwnedFd>,
     /// How descriptors that are not ours alone were, to be put back in the end.
-    found: Vec<Found>,
+    _found: Vec<Found>,
 }
 
 impl Plain {
@@ -78,7 +78,7 @@ impl Plain {
             tcsetattr(&other_end, OptionalActions::Now, &termios)?;
             let output = Some(rustix::io::fcntl_dupfd_cloexec(&input, 3)?);
             let other_end = Some(other_end);
-            Ok((Plain { input: Some(input), output, _other_end: other_end, found: Vec::new() }, path))
+            Ok((Plain { input: Some(input), output, _other_end: other_end, _found: Vec::new() }, path))
         };
         open().map_err(|error| CharError::Pty(error.into()))
     }
@@ -92,19 +92,17 @@ impl Plain {
         let open = || -> rustix::io::Result<Plain> {
             let input = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
             let output = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;
-            let mut plain = Plain::default();
-            for fd in [&input, &output] {
-                plain.found.push(Found::new(fd)?);
-                rustix::io::ioctl_fionbio(fd, true)?;
-            }
+            // Both before one is changed: they may be the same terminal.
+            let found = vec![Found::new(&input)?, Found::new(&output)?];
+            rustix::io::ioctl_fionbio(&input, true)?;
+            rustix::io::ioctl_fionbio(&output, true)?;
             if let Ok(mut termios) = tcgetattr(&input) {
                 termios.local_modes &=
                     !(LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::IEXTEN);
                 termios.local_modes.set(LocalModes::ISIG, signals);
                 tcsetattr(&input, OptionalActions::Now, &termios)?;
             }
-            (plain.input, plain.output) = (Some(input), Some(output));
-            Ok(plain)
+            Ok(Plain { input: Some(input), output: Some(output), _other_end: None, _found: found })
         };
         open().map_err(|error| CharError::Stdio(error.into()))
     }
@@ -123,9 +121,10 @@ impl Chardev for Plain {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.output {
-            Some(output) => Ok(whole(|| rustix::io::write(output, bytes))?),
-            None => Ok(bytes.len()),
+        let Some(output) = &self.output else { return Ok(bytes.len()) };
+        match whole(|| rustix::io::write(output, bytes)) {
+            Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+            other => Ok(other?),
         }
     }
 

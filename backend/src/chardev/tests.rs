@@ -3,6 +3,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -225,4 +226,42 @@ fn ptys() {
         }
     };
     assert_eq!(error.kind(), ErrorKind::WouldBlock);
+}
+
+/// In a process of its own, since others have its standard output, too.
+#[test]
+fn standard_input_and_output() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "chardev::tests::other_process", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"keys").unwrap();
+    let mut output = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    assert!(child.wait().unwrap().success(), "{output}");
+    assert!(output.contains("heard keys"), "{output}");
+}
+
+#[test]
+#[ignore = "started by standard_input_and_output"]
+fn other_process() {
+    let blocks = || !rustix::fs::fcntl_getfl(io::stdin()).unwrap().contains(rustix::fs::OFlags::NONBLOCK);
+    assert!(blocks());
+    let (mut stdio, poller) = watched(Plain::stdio(true).unwrap());
+    assert!(!blocks());
+    wait(&poller);
+    let mut bytes = [0; 9];
+    let count = loop {
+        match stdio.read(&mut bytes) {
+            Ok(count) => break count,
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+        }
+    };
+    nothing(stdio.read(&mut bytes[count..]));
+    stdio.write(&[b"heard ", &bytes[..count], b"\n"].concat()).unwrap();
+    drop(stdio);
+    assert!(blocks(), "they are put back");
 }
