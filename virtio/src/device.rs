@@ -96,8 +96,8 @@ pub trait Worker: Send {
         let _ = (queues, out);
     }
 
-    /// The caller slept and woke: `ready` says which of the sources added last are, in their order. For a worker
-    /// that can save itself a look at one that is not.
+    /// The caller waited, or asked without waiting: `ready` says which of the sources added last are, in their
+    /// order. For a worker that can save itself a look at one that is not.
     fn woken(&mut self, ready: &[bool]) {
         let _ = ready;
     }
